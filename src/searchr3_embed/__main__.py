@@ -1,0 +1,8 @@
+"""``python -m searchr3_embed``: the ``searchr3`` command."""
+
+import sys
+
+from searchr3_embed.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,382 @@
+"""The chat protocol: texts in, token ids out. Nothing else in the package knows a prompt.
+
+A *direct* turn is the user's text followed by a fixed answer that ends with the embed token. A *reasoning* turn is the
+user's text followed by the beginning of an answer; the model writes the rest and closes it with the embed token.
+In both, the template's own tokens are computed once and the user's text is tokenised apart from them, with every
+control token in it read as plain text, so that no text can forge a turn or the embed token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+logger = logging.getLogger(__name__)
+
+OnTruncate = Literal["warn", "error", "ignore"]
+
+TEXT_SLOT = "{text}"
+PROMPTS_FILE = "conversation.json"
+
+# Stands for the user's text while a template is rendered; no template changes it, no prompt holds it.
+_SENTINEL = "\u27e6searchr3-user-text\u27e7"
+# A budget that leaves less of the question than this is refused: there would be nothing to reason about.
+_LEAST_TEXT_TOKENS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """The words of the two turns. They belong to a checkpoint and are saved with it (``conversation.json``).
+
+    Attributes:
+        embed_token: The special token whose last hidden state is the embedding.
+        direct_system: System prompt of the direct turn, or None for the chat template's default.
+        direct_answer: The fixed answer of the direct turn; it ends with ``embed_token``.
+        reasoning_system: System prompt of the reasoning turn, or None for the chat template's default.
+        reasoning_answer: Beginning of the answer that the model continues. ``{text}`` in it repeats the user's text:
+            in a causal model only a second reading of a word sees the whole question.
+        max_reasoning_tokens: Default budget of generated tokens, the embed token not counted.
+        distinct_tokens: Whether a reasoning writes each token at most once: for models that write a list of terms.
+    """
+
+    embed_token: str = "<|embed_token|>"
+    direct_system: str | None = None
+    direct_answer: str = "<|embed_token|>"
+    reasoning_system: str | None = None
+    reasoning_answer: str = ""
+    max_reasoning_tokens: int = 256
+    distinct_tokens: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.direct_answer.endswith(self.embed_token) or self.direct_answer.count(self.embed_token) != 1:
+            raise ValueError(
+                f"direct_answer must hold the embed token {self.embed_token!r} once, at its end, got "
+                f"{self.direct_answer!r}."
+            )
+        if self.embed_token in self.reasoning_answer:
+            raise ValueError(
+                f"reasoning_answer is only the beginning of the model's answer and must not hold the embed token "
+                f"{self.embed_token!r}, got {self.reasoning_answer!r}."
+            )
+        if type(self.max_reasoning_tokens) is not int or self.max_reasoning_tokens < 0:
+            raise ValueError(f"max_reasoning_tokens must be an integer >= 0, got {self.max_reasoning_tokens!r}.")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Prompts:
+        """Reads ``conversation.json`` from a checkpoint folder.
+
+        Raises:
+            ValueError: The file is not a JSON object with the known fields.
+        """
+        path = Path(folder) / PROMPTS_FILE
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not valid JSON ({error}).") from error
+        known = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(fields, dict) or set(fields) - known:
+            unknown = sorted(set(fields) - known) if isinstance(fields, dict) else type(fields).__name__
+            raise ValueError(f"{path} must be an object with the fields {sorted(known)}, got {unknown}.")
+        return cls(**fields)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes ``conversation.json`` into a checkpoint folder."""
+        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+        (Path(folder) / PROMPTS_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def check_texts(texts: Sequence[Any]) -> list[str]:
+    """Returns the texts as a list, or says which one is not a text.
+
+    Raises:
+        TypeError: An item is not a string.
+        ValueError: An item holds a lone surrogate, which no tokenizer can encode.
+    """
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            shown = repr(text)
+            shown = shown if len(shown) <= 80 else shown[:77] + "..."
+            raise TypeError(
+                f"Item {position} is {shown} of type {type(text).__name__}; each text to embed must be a str."
+            )
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"Item {position} holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, "
+                "which is not valid Unicode text; decode the source with errors='replace', or remove it."
+            ) from None
+    return list(texts)
+
+
+class Conversation:
+    """Turns texts into the token ids of a direct or a reasoning turn.
+
+    Args:
+        tokenizer: The checkpoint's tokenizer; it must be a fast one, with a chat template.
+        prompts: The words of the two turns.
+        max_length: Longest direct turn in tokens, template included; longer texts are cut at the end.
+        position_limit: Number of positions the model has; bounds prompt plus reasoning.
+        on_truncate: What happens when a text is cut: a logged warning, a ValueError, or nothing.
+
+    Raises:
+        ValueError: The tokenizer lacks a chat template or does not know the embed token as one special token, or the
+            template drops or changes the user's text.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Prompts,
+        *,
+        max_length: int,
+        position_limit: int,
+        on_truncate: OnTruncate = "warn",
+    ) -> None:
+        self.prompts = prompts
+        self.embed_token = prompts.embed_token
+        self.embed_token_id = find_embed_token(tokenizer, prompts.embed_token)
+        self.default_max_reasoning_tokens = prompts.max_reasoning_tokens
+        self.position_limit = position_limit
+        self.on_truncate = on_truncate
+        # Two private copies, each with its flags set once: a shared tokenizer changes its flags from call to call,
+        # which is not safe between threads.
+        self._template_tokenizer = _bare_copy(tokenizer)
+        self._text_tokenizer = _plain_text_copy(self._template_tokenizer)
+        direct = _render(tokenizer, prompts.direct_system) + prompts.direct_answer
+        reasoning = _render(tokenizer, prompts.reasoning_system)
+        reasoning += prompts.reasoning_answer.replace(TEXT_SLOT, _SENTINEL)
+        self._direct_pieces = self._pieces(direct)
+        self._reasoning_pieces = self._pieces(reasoning)
+        if len(self._direct_pieces) != 2:
+            raise ValueError(f"direct_answer must not repeat the user's text, got {prompts.direct_answer!r}.")
+        self.max_length = max_length
+
+    @property
+    def on_truncate(self) -> OnTruncate:
+        """What happens when a text is cut: ``"warn"``, ``"error"`` or ``"ignore"``."""
+        return self._on_truncate
+
+    @on_truncate.setter
+    def on_truncate(self, value: OnTruncate) -> None:
+        if value not in get_args(OnTruncate):
+            raise ValueError(f"on_truncate must be one of {list(get_args(OnTruncate))}, got {value!r}.")
+        self._on_truncate = value
+
+    @property
+    def max_length(self) -> int:
+        """Longest direct turn in tokens, template included."""
+        return self._max_length
+
+    @max_length.setter
+    def max_length(self, value: int) -> None:
+        least = self.direct_overhead + 1
+        if type(value) is not int or not least <= value <= self.position_limit:
+            raise ValueError(
+                f"max_seq_length must be an integer from {least} (the template and one token of text) to "
+                f"{self.position_limit} (the model's positions), got {value!r}."
+            )
+        self._max_length = value
+
+    @property
+    def direct_affixes(self) -> tuple[list[int], list[int]]:
+        """Token ids before and after the user's text in a direct turn."""
+        return list(self._direct_pieces[0]), list(self._direct_pieces[1])
+
+    @property
+    def direct_overhead(self) -> int:
+        """Number of template tokens in a direct turn."""
+        return sum(map(len, self._direct_pieces))
+
+    @property
+    def most_reasoning_tokens(self) -> int:
+        """Largest budget that leaves room for a short question within the model's positions."""
+        copies = len(self._reasoning_pieces) - 1
+        template = sum(map(len, self._reasoning_pieces))
+        return max(0, self.position_limit - template - copies * _LEAST_TEXT_TOKENS - 1)
+
+    def direct_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of the direct turn, one list per text; each ends with the embed token.
+
+        Raises:
+            TypeError: A text is not a string.
+            ValueError: A text holds a lone surrogate, or is too long while ``on_truncate="error"``.
+        """
+        return self.direct_turns(self._cut(self.text_ids(texts), self.max_length - self.direct_overhead))
+
+    def reasoning_ids(self, texts: Sequence[str], max_reasoning_tokens: int | None = None) -> list[list[int]]:
+        """Token ids of the reasoning turn up to where the model continues, one list per text.
+
+        Args:
+            texts: The questions.
+            max_reasoning_tokens: Number of tokens for which to leave room; None takes the checkpoint's default.
+
+        Raises:
+            TypeError: A text is not a string, or the budget is not an integer.
+            ValueError: The budget is negative or larger than the model's positions allow, a text holds a lone
+                surrogate, or a text is too long while ``on_truncate="error"``.
+        """
+        budget = self.check_budget(max_reasoning_tokens)
+        template = sum(map(len, self._reasoning_pieces))
+        # One position is kept for the embed token itself.
+        room = (self.position_limit - template - budget - 1) // (len(self._reasoning_pieces) - 1)
+        room = min(room, self.max_length - self.direct_overhead)
+        return self.reasoning_turns(self._cut(self.text_ids(texts), room))
+
+    def direct_turns(self, bodies: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Wraps the token ids of bare texts in the direct turn."""
+        return [_interleave(self._direct_pieces, body) for body in bodies]
+
+    def reasoning_turns(self, bodies: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Wraps the token ids of bare texts in the reasoning turn, up to where the model continues."""
+        return [_interleave(self._reasoning_pieces, body) for body in bodies]
+
+    def check_budget(self, max_reasoning_tokens: int | None) -> int:
+        """Returns the budget of reasoning tokens, the default for None, or raises for a bad one."""
+        if max_reasoning_tokens is None:
+            return min(self.default_max_reasoning_tokens, self.most_reasoning_tokens)
+        accepted = f"an integer from 0 to {self.most_reasoning_tokens} for this model"
+        if isinstance(max_reasoning_tokens, bool) or not isinstance(max_reasoning_tokens, int):
+            raise TypeError(f"max_reasoning_tokens must be {accepted}, got {max_reasoning_tokens!r}.")
+        if not 0 <= max_reasoning_tokens <= self.most_reasoning_tokens:
+            raise ValueError(f"max_reasoning_tokens must be {accepted}, got {max_reasoning_tokens!r}.")
+        return max_reasoning_tokens
+
+    def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of bare texts, control tokens in them read as plain text.
+
+        Raises:
+            TypeError: A text is not a string.
+            ValueError: A text holds a lone surrogate.
+        """
+        encodings = self._text_tokenizer.encode_batch_fast(check_texts(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of generated token ids, special tokens left out and outer white space removed."""
+        return self._template_tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+    def direct_turn_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
+        """A tokenizer that wraps each text in the direct turn by itself, so that stock libraries embed as we do.
+
+        It is a generic fast tokenizer: the classes of single model families rebuild their own post-processor when they
+        are loaded, and the direct turn would be lost.
+        """
+        prefix, suffix = self.direct_affixes
+        backend = Tokenizer.from_str(self._template_tokenizer.to_str())
+        affixes = [("direct-turn-prefix", prefix), ("direct-turn-suffix", suffix)]
+        specials = [
+            {"id": name, "ids": ids, "tokens": [backend.id_to_token(i) for i in ids]} for name, ids in affixes if ids
+        ]
+        single = [name for name, ids in (affixes[0], ("$A", [0]), affixes[1]) if ids]
+        backend.post_processor = TemplateProcessing(single=single, special_tokens=specials)
+        wrapped = PreTrainedTokenizerFast(
+            tokenizer_object=backend,
+            **tokenizer.special_tokens_map,
+            model_max_length=self.max_length,
+            padding_side="right",
+            truncation_side="right",
+            clean_up_tokenization_spaces=False,
+            # Kept in the saved configuration: control tokens in a text stay plain text in stock libraries too.
+            split_special_tokens=True,
+        )
+        wrapped.chat_template = tokenizer.chat_template
+        return wrapped
+
+    def _pieces(self, rendered: str) -> list[list[int]]:
+        """Token ids around the user's text, which is put back between consecutive pieces."""
+        encode = self._template_tokenizer.encode
+        return [encode(piece, add_special_tokens=False).ids for piece in rendered.split(_SENTINEL)]
+
+    def _cut(self, bodies: list[list[int]], room: int) -> list[list[int]]:
+        """Cuts texts at their end, and says so."""
+        self._report_truncation(bodies, room)
+        return [body[:room] for body in bodies]
+
+    def _report_truncation(self, bodies: list[list[int]], room: int) -> None:
+        if self.on_truncate == "ignore":
+            return
+        cut = [position for position, body in enumerate(bodies) if len(body) > room]
+        if not cut:
+            return
+        message = (
+            f"{len(cut)} of {len(bodies)} texts have more than {room} tokens (item {cut[0]} has "
+            f"{len(bodies[cut[0]])}); what lies beyond is not read. Split long texts into passages"
+        )
+        if self.on_truncate == "error":
+            raise ValueError(message + ', or pass on_truncate="ignore" to accept the cut.')
+        logger.warning(message + ', or pass on_truncate="ignore" to silence this.')
+
+
+def _interleave(pieces: Sequence[Sequence[int]], body: Sequence[int]) -> list[int]:
+    """The template's pieces with the text between them."""
+    turn = list(pieces[0])
+    for piece in pieces[1:]:
+        turn += body
+        turn += piece
+    return turn
+
+
+def find_embed_token(tokenizer: PreTrainedTokenizerBase, embed_token: str) -> int:
+    """The id of the embed token.
+
+    Raises:
+        ValueError: The tokenizer does not know it as one token.
+    """
+    token_id = tokenizer.get_vocab().get(embed_token)
+    if token_id is None:
+        raise ValueError(
+            f"The tokenizer does not know the embed token {embed_token!r}: this language model was not trained to "
+            "embed. Train it first (python -m training.base_model), or name the token that it was trained with in its "
+            "prompts."
+        )
+    return int(token_id)
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, system: str | None) -> str:
+    """The chat template up to where the answer begins, the sentinel in place of the user's text."""
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "The tokenizer has no chat template (chat_template.jinja), so the turns cannot be written; add the "
+            "template of the base model."
+        )
+    messages = [{"role": "user", "content": _SENTINEL}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if not isinstance(rendered, str) or rendered.count(_SENTINEL) != 1:
+        raise ValueError("The chat template must hold the user's text exactly once; this one drops or repeats it.")
+    return rendered
+
+
+def _bare_copy(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The fast tokenizer underneath, without padding and truncation, parsing special tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise ValueError(f"A fast tokenizer (tokenizer.json) is needed, got {type(tokenizer).__name__}.")
+    copy = Tokenizer.from_str(backend.to_str())
+    copy.no_padding()
+    copy.no_truncation()
+    copy.encode_special_tokens = False
+    return copy
+
+
+def _plain_text_copy(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that reads every added token in a text as plain characters."""
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    # Only tokens registered as special can be switched off, so register them all.
+    added = [
+        AddedToken(token.content, special=True, normalized=token.normalized)
+        for token in copy.get_added_tokens_decoder().values()
+    ]
+    copy.add_special_tokens(added)
+    copy.encode_special_tokens = True
+    return copy

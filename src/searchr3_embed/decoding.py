@@ -1,0 +1,407 @@
+"""The engine: token ids in, reasoning ids and hidden states out, in one pass.
+
+The token that closes a row is fed once more and its last hidden state is the embedding, so no second forward over
+the whole sequence is needed. Keys and values live in *slots*, one per row of the batch, written in place: a row that
+finishes frees its slot, a waiting row takes it, and what the prompts share at their beginning is computed once and
+stays in every slot. Rows grow to the right in their slot, so no padding stands between a row's tokens, and positions
+are simply their places: right for rotary and for absolute position models alike.
+
+This module knows tensors and caches, not text. It neither normalises nor truncates embeddings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+
+# A shared beginning shorter than this is cheaper to compute again than to keep apart.
+_LEAST_SHARED_PREFIX = 16
+# Tokens of one forward pass. On a CPU larger passes only leave the caches; on a GPU they fill it.
+_TOKENS_PER_FORWARD = {"cpu": 4096, "cuda": 65536}
+# Waiting rows enter when this share of the slots is free: one prefill for several rows is cheaper than one for each.
+_ADMIT_SHARE = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What the model wrote for one prompt, and where that left it.
+
+    Attributes:
+        ids: The generated token ids, the embed token not included.
+        finished: True if the model wrote the embed token itself; False if it was appended because the budget was
+            used up or the model ended its turn without it.
+        state: Last hidden state (after the final norm) at the embed token, shape (hidden size,), float32.
+    """
+
+    ids: list[int]
+    finished: bool
+    state: Tensor
+
+
+@torch.no_grad()
+def embed(
+    model: PreTrainedModel,
+    turns: Sequence[Sequence[int]],
+    *,
+    batch_size: int = 32,
+    progress: Callable[[int], object] | None = None,
+) -> Tensor:
+    """Last hidden state at the last token of each turn: one forward each, no LM head.
+
+    Args:
+        model: A causal language model.
+        turns: Token ids, one non-empty list per row.
+        batch_size: Most rows in one forward pass; passes are also cut by tokens.
+        progress: Called with the number of rows done since the last call.
+
+    Returns:
+        Float32 tensor of shape (rows, hidden size) on the model's device, in the order of ``turns``.
+    """
+    states = torch.empty(len(turns), model.config.hidden_size, dtype=torch.float32, device=model.device)
+    prefix = _shared_prefix(turns)
+    slots = None
+    for rows in _chunks(turns, batch_size, _tokens_per_forward(model)):
+        bodies = [turns[row][len(prefix) :] for row in rows]
+        if prefix and slots is None:
+            # The first chunk holds the longest turn.
+            slots = _Slots(model, min(batch_size, len(turns)), len(prefix) + len(bodies[0]))
+            slots.fill_prefix(model, prefix)
+        states[rows] = _read(model, bodies, slots, first_slot=0).float()
+        if progress is not None:
+            progress(len(rows))
+    return states
+
+
+@torch.no_grad()
+def think(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    embed_token_id: int,
+    max_new_tokens: int,
+    stop_token_ids: Sequence[int] = (),
+    batch_size: int = 32,
+    distinct: bool = False,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> list[Generation]:
+    """Lets the model continue each prompt up to the embed token and returns the hidden state there.
+
+    Args:
+        model: A causal language model.
+        prompts: Token ids, one non-empty list per row.
+        embed_token_id: The token that closes a row; its hidden state is the result.
+        max_new_tokens: Most tokens a row may write before the embed token; it is appended then.
+        stop_token_ids: Tokens that end a turn without the embed token (end of turn, end of text); the embed token
+            takes their place.
+        batch_size: Number of rows computed at once.
+        distinct: Whether a row writes each token at most once, for reasoning that is a list of terms.
+        temperature: 0 takes the likeliest token; above 0 samples from the softmax of the logits divided by it.
+        generator: Random source for sampling.
+        progress: Called with the number of rows done since the last call.
+
+    Returns:
+        One result per prompt, in order. Greedy results do not depend on the batch, up to rounding.
+    """
+    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+    if not order:
+        return []
+    prefix = _shared_prefix(prompts)
+    head = _lm_head(model)
+    stops = torch.tensor(sorted(set(stop_token_ids) - {embed_token_id}), dtype=torch.long, device=model.device)
+    slots = _Slots(model, min(batch_size, len(prompts)), len(prompts[order[0]]) + max_new_tokens + 1)
+    slots.fill_prefix(model, prefix)
+    batch = _Rows(slots, max_new_tokens, model.device)
+    results: dict[int, Generation] = {}
+
+    def choose(hidden: Tensor, first: int) -> None:
+        """Picks the next token of the rows from ``first`` on, given their hidden states."""
+        logits = head(hidden).float()
+        if distinct:
+            batch.bar_written(logits, first)
+        if temperature > 0:
+            probabilities = torch.softmax(logits / temperature, dim=-1)
+            chosen = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+        else:
+            chosen = logits.argmax(dim=-1)
+        batch.choose(chosen, first, embed_token_id, stops)
+
+    waiting = 0
+    while waiting < len(order) or batch.count:
+        free = slots.rows - batch.count
+        if waiting < len(order) and (batch.count == 0 or free >= _ADMIT_SHARE * slots.rows):
+            entering = order[waiting : waiting + free]
+            for chunk in _chunks([prompts[row] for row in entering], free, _tokens_per_forward(model)):
+                rows = [entering[i] for i in chunk]
+                bodies = [prompts[row][len(prefix) :] for row in rows]
+                first = batch.enter(rows, [len(prompts[row]) for row in rows])
+                choose(_read(model, bodies, slots, first), first)
+            waiting += len(entering)
+        hidden = _step(model, batch, slots)
+        leaving = batch.leaving(embed_token_id)
+        if leaving:
+            for place in leaving:
+                row, ids, finished = batch.result(place)
+                results[row] = Generation(ids, finished, hidden[place].float())
+            kept = batch.drop(leaving)
+            hidden = hidden[kept]
+            if progress is not None:
+                progress(len(leaving))
+        if batch.count:
+            choose(hidden, 0)
+    return [results[row] for row in range(len(prompts))]
+
+
+class _SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer, shape (slots, heads, places, head size), written in place.
+
+    Where the next ``update`` writes is set by ``_Slots`` before each forward pass.
+    """
+
+    is_sliding = False
+
+    def __init__(self, slots: _Slots) -> None:
+        super().__init__()
+        self.slots = slots
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        # Zeros, not empty: a masked place has weight 0, but 0 times a stray NaN would still be NaN.
+        places = (self.slots.rows, key_states.shape[1], self.slots.places)
+        self.keys = key_states.new_zeros(*places, key_states.shape[-1])
+        self.values = value_states.new_zeros(*places, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        rows, places, end = self.slots.target_rows, self.slots.target_places, self.slots.end
+        if isinstance(places, slice):
+            self.keys[rows, :, places] = key_states
+            self.values[rows, :, places] = value_states
+        else:
+            self.keys[places[0], :, places[1]] = key_states[:, :, 0]
+            self.values[places[0], :, places[1]] = value_states[:, :, 0]
+        return self.keys[rows, :, :end], self.values[rows, :, :end]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.slots.end, 0
+
+    def get_seq_length(self) -> int:
+        return self.slots.end - self.slots.written
+
+    def get_max_length(self) -> int:
+        return self.slots.places
+
+
+class _Slots(Cache):
+    """A cache of ``rows`` slots with ``places`` tokens each, for all layers of a model."""
+
+    def __init__(self, model: PreTrainedModel, rows: int, places: int) -> None:
+        self.rows, self.places, self.prefix_length = rows, places, 0
+        self.target_rows = slice(0, rows)
+        self.target_places: slice | tuple[Tensor, Tensor] = slice(0, 0)
+        self.end = self.written = 0
+        super().__init__(layers=[_SlotLayer(self) for _ in range(model.config.num_hidden_layers)])
+
+    def aim(self, rows: slice, places: slice | tuple[Tensor, Tensor], end: int, written: int) -> None:
+        """Sets where the next forward pass writes and how far it may look back."""
+        self.target_rows, self.target_places, self.end, self.written = rows, places, end, written
+
+    def fill_prefix(self, model: PreTrainedModel, prefix: Sequence[int]) -> None:
+        """Computes the shared beginning once and puts it into every slot, where it stays."""
+        if not prefix:
+            return
+        length = len(prefix)
+        self.aim(slice(0, 1), slice(0, length), length, length)
+        _forward(model, torch.tensor([list(prefix)], device=model.device), None, None, self)
+        for stored in self.tensors():
+            stored[1:, :, :length] = stored[:1, :, :length]
+        self.prefix_length = length
+
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Copies whole slots over others; the shared beginning is the same everywhere and stays."""
+        begin, end = self.prefix_length, self.end
+        for stored in self.tensors():
+            stored[target, :, begin:end] = stored[source, :, begin:end]
+
+    def tensors(self) -> list[Tensor]:
+        """Keys and values of all layers that were written to, each (slots, heads, places, head size)."""
+        layers = [layer for layer in self.layers if isinstance(layer, _SlotLayer)]
+        return [stored for layer in layers for stored in (layer.keys, layer.values) if stored is not None]
+
+
+class _Rows:
+    """The rows now being computed: they fill the first ``count`` slots without a gap."""
+
+    def __init__(self, slots: _Slots, budget: int, device: torch.device) -> None:
+        self.slots, self.budget, self.count = slots, budget, 0
+        self.names: list[int] = []
+        self.tokens = torch.zeros(slots.rows, dtype=torch.long, device=device)
+        self.lengths = torch.zeros_like(self.tokens)
+        self.wrote = torch.zeros_like(self.tokens)
+        self.finished = torch.zeros(slots.rows, dtype=torch.bool, device=device)
+        self.written = torch.zeros(slots.rows, budget + 1, dtype=torch.long, device=device)
+        self.longest = 0
+
+    def enter(self, names: Sequence[int], lengths: Sequence[int]) -> int:
+        """Adds rows behind those that are there; returns the first slot they take."""
+        first, self.count = self.count, self.count + len(names)
+        self.names += names
+        self.lengths[first : self.count] = torch.tensor(lengths, device=self.lengths.device)
+        self.wrote[first : self.count] = 0
+        self.longest = max(self.longest, *lengths)
+        return first
+
+    def choose(self, chosen: Tensor, first: int, embed_token_id: int, stops: Tensor) -> None:
+        """Sets the next token of the rows from ``first`` on; rows that must end get the embed token."""
+        part = slice(first, self.count)
+        finished = chosen == embed_token_id
+        ended = finished | (self.wrote[part] >= self.budget)
+        if len(stops):
+            ended |= torch.isin(chosen, stops)
+        tokens = torch.where(ended, embed_token_id, chosen)
+        places = torch.arange(first, self.count, device=tokens.device)
+        self.written[places, self.wrote[part]] = tokens
+        self.tokens[part] = tokens
+        self.finished[part] = finished
+        self.wrote[part] += 1
+
+    def bar_written(self, logits: Tensor, first: int) -> None:
+        """Makes impossible, in place, what the rows from ``first`` on have written already."""
+        part = slice(first, self.count)
+        wrote = self.wrote[part, None]
+        places = torch.arange(self.written.shape[1], device=logits.device)
+        # What lies beyond a row's end is left from another row; the row's first token stands in for it. Rows that just
+        # entered have written nothing, and for them the scatter puts back what was there.
+        written = torch.where(places < wrote, self.written[part], self.written[part, :1])
+        barred = torch.where(wrote > 0, float("-inf"), logits.gather(1, written))
+        logits.scatter_(1, written, barred)
+
+    def leaving(self, embed_token_id: int) -> list[int]:
+        """Slots of the rows whose last fed token was the embed token."""
+        return (self.tokens[: self.count] == embed_token_id).nonzero().squeeze(1).tolist()
+
+    def result(self, place: int) -> tuple[int, list[int], bool]:
+        """Name of a row that ended, what it wrote without the embed token, and whether it ended by itself."""
+        ids = self.written[place, : int(self.wrote[place]) - 1].tolist()
+        return self.names[place], ids, bool(self.finished[place])
+
+    def drop(self, leaving: Sequence[int]) -> Tensor:
+        """Removes rows and moves the last ones into the gaps; returns the former slot of each row that stays."""
+        gone = set(leaving)
+        self.count -= len(leaving)
+        stay = list(range(self.count))
+        movers = [place for place in range(self.count, self.count + len(leaving)) if place not in gone]
+        gaps = [place for place in leaving if place < self.count]
+        for gap, mover in zip(gaps, movers, strict=True):
+            stay[gap] = mover
+            self.names[gap] = self.names[mover]
+        del self.names[self.count :]
+        kept = torch.tensor(stay, dtype=torch.long, device=self.tokens.device)
+        if gaps:
+            source = torch.tensor(movers, device=self.tokens.device)
+            target = torch.tensor(gaps, device=self.tokens.device)
+            for state in (self.tokens, self.lengths, self.wrote, self.finished, self.written):
+                state[target] = state[source]
+            self.slots.move(source, target)
+        self.longest = int(self.lengths[: self.count].max()) if self.count else 0
+        return kept
+
+
+def _read(model: PreTrainedModel, bodies: Sequence[Sequence[int]], slots: _Slots | None, first_slot: int) -> Tensor:
+    """Reads several rows at once; returns the hidden state at the last token of each, (rows, hidden size).
+
+    Rows are padded on the right, where a causal model never looks, so without a prefix no mask is needed.
+    """
+    longest = max(map(len, bodies))
+    padded = [[*body, *[0] * (longest - len(body))] for body in bodies]
+    ids = torch.tensor(padded, device=model.device)
+    last = torch.tensor([len(body) - 1 for body in bodies], device=model.device)
+    mask = positions = None
+    if slots is not None:
+        begin, end = slots.prefix_length, slots.prefix_length + longest
+        slots.aim(slice(first_slot, first_slot + len(bodies)), slice(begin, end), end, longest)
+        if begin:
+            places = torch.arange(end, device=model.device)
+            mask = _additive(places[None, :] <= places[begin:, None], slots)[None, None]
+            mask = mask.expand(len(bodies), -1, -1, -1)
+            positions = places[begin:].expand(len(bodies), -1)
+    hidden = _forward(model, ids, mask, positions, slots)
+    return hidden[torch.arange(len(bodies), device=model.device), last]
+
+
+def _step(model: PreTrainedModel, batch: _Rows, slots: _Slots) -> Tensor:
+    """Feeds the next token of every row; returns their hidden states, (rows, hidden size)."""
+    count = batch.count
+    at = batch.lengths[:count].clone()
+    end = batch.longest + 1
+    rows = torch.arange(count, device=at.device)
+    slots.aim(slice(0, count), (rows, at), end, 1)
+    mask = _additive(torch.arange(end, device=at.device)[None, :] <= at[:, None], slots)[:, None, None, :]
+    hidden = _forward(model, batch.tokens[:count, None], mask, at[:, None], slots)[:, 0]
+    batch.lengths[:count] += 1
+    batch.longest = end
+    return hidden
+
+
+def _forward(
+    model: PreTrainedModel, ids: Tensor, mask: Tensor | None, positions: Tensor | None, slots: _Slots | None
+) -> Tensor:
+    """Hidden states after the final norm, (rows, tokens, hidden size); the LM head is left out."""
+    output = model.base_model(
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=slots, use_cache=slots is not None
+    )
+    return output.last_hidden_state
+
+
+def _additive(allowed: Tensor, slots: _Slots) -> Tensor:
+    """A mask to add to attention scores: 0 where allowed, the lowest number elsewhere."""
+    tensors = slots.tensors()
+    dtype = tensors[0].dtype if tensors else torch.float32
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+def _lm_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """The module that turns a hidden state into logits: ``lm_head``, or BERT's ``cls`` with its transform."""
+    for name in ("lm_head", "cls"):
+        head = getattr(model, name, None)
+        if head is not None:
+            return head
+    raise ValueError(f"{type(model).__name__} has no language-modelling head (lm_head or cls), so it can't reason.")
+
+
+def _tokens_per_forward(model: PreTrainedModel) -> int:
+    return _TOKENS_PER_FORWARD.get(model.device.type, _TOKENS_PER_FORWARD["cuda"])
+
+
+def _chunks(turns: Sequence[Sequence[int]], most_rows: int, most_tokens: int) -> list[list[int]]:
+    """Row numbers, longest first, cut into passes of at most ``most_rows`` rows and ``most_tokens`` padded tokens."""
+    order = sorted(range(len(turns)), key=lambda row: -len(turns[row]))
+    chunks, start = [], 0
+    while start < len(order):
+        rows = min(most_rows, max(1, most_tokens // len(turns[order[start]])))
+        chunks.append(order[start : start + rows])
+        start += rows
+    return chunks
+
+
+def _shared_prefix(turns: Sequence[Sequence[int]]) -> list[int]:
+    """What all turns begin with, at least one token short of the shortest; empty if not worth keeping."""
+    if len(turns) < 2:
+        return []
+    # All turns share what the first and the last in lexicographic order share.
+    low, high = min(map(list, turns)), max(map(list, turns))
+    length = 0
+    most = min(map(len, turns)) - 1
+    while length < most and low[length] == high[length]:
+        length += 1
+    return list(low[:length]) if length >= _LEAST_SHARED_PREFIX else []
