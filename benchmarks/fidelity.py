@@ -1,0 +1,233 @@
+"""Does the engine compute what it claims? One pass against two passes, and every batch size against every other.
+
+    python -m benchmarks.fidelity --queries DATA/eval --model searchr3
+
+* One pass equals two: the embedding that falls out of generation, against a forward pass over prompt + reasoning +
+  token, one row at a time and without padding (lowest cosine). The same for the direct turn.
+* Nothing depends on the batch: batch sizes 1, 7 and 64, shuffled, against one row at a time in the given order (share
+  of rows with the same reasoning; largest difference of an embedding among the rows whose reasoning is the same).
+
+Prints a table and a JSON object; exits with 1 when a figure misses its threshold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from training.data import DataError, beir_folders, read_beir
+
+if TYPE_CHECKING:
+    from searchr3_embed import Reasoning, ReasoningEmbedder
+
+LEAST_COSINE = 0.99999
+LEAST_SAME_REASONING = 0.995
+MOST_DIFFERENCE = 1e-4
+BATCH_SIZES = (1, 7, 64)
+
+
+def sample_queries(folders: Sequence[Path], count: int, seed: int = 0) -> list[str]:
+    """Draws distinct queries of the test split, the same number from each set as far as they go, shuffled.
+
+    Raises:
+        DataError: The sets cannot be read or hold fewer queries than asked for.
+    """
+    rng = random.Random(seed)
+    pools = [list(read_beir(folder).queries.values()) for folder in beir_folders(list(folders))]
+    for pool in pools:
+        rng.shuffle(pool)
+    drawn: dict[str, None] = {}
+    for rank in range(max(map(len, pools))):
+        drawn.update({pool[rank]: None for pool in pools if rank < len(pool)})
+    if len(drawn) < count:
+        raise DataError(f"{count} queries wanted, but the sets hold only {len(drawn)} distinct ones")
+    queries = list(drawn)[:count]
+    rng.shuffle(queries)
+    return queries
+
+
+def forward_states(causal_lm: Any, turns: Sequence[Sequence[int]], batch_size: int = 1) -> np.ndarray:
+    """Plain Hugging Face forward pass without cache: the normalised last hidden state at the end of each turn.
+
+    Args:
+        causal_lm: A transformers causal language model; its LM head is not used.
+        turns: Token ids, one non-empty list per row.
+        batch_size: Rows per forward pass, padded on the right. The padding id does not matter: no token before it can
+            see it.
+
+    Returns:
+        float32 array (rows, hidden size), in the order of ``turns``.
+    """
+    order = sorted(range(len(turns)), key=lambda row: -len(turns[row]))
+    states = np.empty((len(turns), causal_lm.config.hidden_size), dtype=np.float32)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        lengths = torch.tensor([len(turns[row]) for row in rows])
+        ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+        for place, row in enumerate(rows):
+            ids[place, : lengths[place]] = torch.tensor(turns[row])
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        with torch.inference_mode():
+            hidden = causal_lm.base_model(
+                input_ids=ids.to(causal_lm.device), attention_mask=mask.to(causal_lm.device), use_cache=False
+            ).last_hidden_state
+            last = hidden[torch.arange(len(rows)), lengths - 1].float()
+            states[rows] = torch.nn.functional.normalize(last, dim=-1).cpu().numpy()
+    return states
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Row-wise cosine (rows,) of two arrays (rows, d), in float64."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    products: np.ndarray = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return products
+
+
+def one_pass_against_two(
+    embedder: ReasoningEmbedder, queries: list[str], max_reasoning_tokens: int | None = None
+) -> dict[str, Any]:
+    """Engine embeddings against a teacher-forced forward pass over the same tokens.
+
+    Returns:
+        ``queries``, ``lowest_cosine`` (reasoning turn), ``lowest_cosine_direct``, ``reasoning_tokens_per_query`` and
+        ``embed_token_share``.
+    """
+    conversation = embedder.conversation
+    traces = embedder.reason(queries, max_reasoning_tokens=max_reasoning_tokens)
+    prompts = conversation.reasoning_ids(queries, max_reasoning_tokens)
+    turns = [
+        [*prompt, *trace.reasoning_ids, conversation.embed_token_id]
+        for prompt, trace in zip(prompts, traces, strict=True)
+    ]
+    thought = cosines(embeddings(traces), forward_states(embedder.causal_lm, turns))
+    direct = cosines(
+        embedder.encode(queries, reason=False), forward_states(embedder.causal_lm, conversation.direct_ids(queries))
+    )
+    return {
+        "queries": len(queries),
+        "lowest_cosine": float(thought.min()),
+        "lowest_cosine_direct": float(direct.min()),
+        "reasoning_tokens_per_query": float(np.mean([trace.reasoning_tokens for trace in traces])),
+        "embed_token_share": float(np.mean([trace.finish_reason == "embed_token" for trace in traces])),
+    }
+
+
+def batch_independence(
+    embedder: ReasoningEmbedder,
+    queries: list[str],
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    max_reasoning_tokens: int | None = None,
+) -> list[dict[str, Any]]:
+    """Each batch size, with the queries shuffled, against one query at a time in the given order.
+
+    Returns:
+        Per batch size: ``batch_size``, ``same_reasoning`` (share of rows), ``differing_rows`` and
+        ``largest_difference`` (of any component of an embedding, among the rows with the same reasoning).
+    """
+    reference = embedder.reason(queries, batch_size=1, max_reasoning_tokens=max_reasoning_tokens)
+    rows = []
+    for batch_size in batch_sizes:
+        order = random.Random(batch_size).sample(range(len(queries)), len(queries))
+        shuffled = embedder.reason(
+            [queries[i] for i in order], batch_size=batch_size, max_reasoning_tokens=max_reasoning_tokens
+        )
+        pairs = [(trace, reference[i]) for i, trace in zip(order, shuffled, strict=True)]
+        same = [(a, b) for a, b in pairs if a.reasoning_ids == b.reasoning_ids and a.finish_reason == b.finish_reason]
+        differences = [float(np.abs(a.embedding - b.embedding).max()) for a, b in same]
+        rows.append(
+            {
+                "batch_size": batch_size,
+                "same_reasoning": len(same) / len(pairs),
+                "differing_rows": len(pairs) - len(same),
+                "largest_difference": max(differences, default=0.0),
+            }
+        )
+    return rows
+
+
+def embeddings(traces: Sequence[Reasoning]) -> np.ndarray:
+    """Embeddings of several traces as one array (rows, d)."""
+    return np.stack([trace.embedding for trace in traces])
+
+
+def check(
+    embedder: ReasoningEmbedder,
+    queries: list[str],
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    max_reasoning_tokens: int | None = None,
+) -> dict[str, Any]:
+    """Both comparisons, and whether every threshold holds (``passed``)."""
+    two_passes = one_pass_against_two(embedder, queries, max_reasoning_tokens)
+    batches = batch_independence(embedder, queries, batch_sizes, max_reasoning_tokens)
+    passed = (
+        min(two_passes["lowest_cosine"], two_passes["lowest_cosine_direct"]) >= LEAST_COSINE
+        and min(row["same_reasoning"] for row in batches) >= LEAST_SAME_REASONING
+        and max(row["largest_difference"] for row in batches) <= MOST_DIFFERENCE
+    )
+    return {"one_pass_against_two": two_passes, "batch_independence": batches, "passed": passed}
+
+
+def render(result: dict[str, Any]) -> str:
+    """The figures and their thresholds as a Markdown table."""
+    two_passes = result["one_pass_against_two"]
+    lines = [
+        "| check | measured | threshold |",
+        "|---|---:|---:|",
+        f"| reasoning, one pass vs two: lowest cosine | {two_passes['lowest_cosine']:.7f} | >= {LEAST_COSINE} |",
+        f"| direct, engine vs forward: lowest cosine | {two_passes['lowest_cosine_direct']:.7f} | >= {LEAST_COSINE} |",
+    ]
+    for row in result["batch_independence"]:
+        name = f"batch size {row['batch_size']}, shuffled"
+        lines += [
+            f"| {name}: same reasoning | {row['same_reasoning']:.2%} | >= {LEAST_SAME_REASONING:.1%} |",
+            f"| {name}: largest difference | {row['largest_difference']:.1e} | <= {MOST_DIFFERENCE:.0e} |",
+        ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns 1 when a threshold is missed, 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fidelity", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "--queries", nargs="+", required=True, type=Path, help="BEIR-layout folders, or folders of them"
+    )
+    parser.add_argument("--model", default="searchr3", help="alias, folder or hub id (default: searchr3)")
+    parser.add_argument("--count", type=int, default=200, help="number of queries (default: 200)")
+    parser.add_argument("--max-reasoning-tokens", type=int, help="reasoning budget (default: the checkpoint's)")
+    parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--out", type=Path, help="also write the JSON object to this file")
+    args = parser.parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+
+    from searchr3_embed import ReasoningEmbedder
+    from searchr3_embed.checkpoints import CheckpointError
+    from training.evaluate import environment
+
+    try:
+        queries = sample_queries(args.queries, args.count)
+        embedder = ReasoningEmbedder(args.model, device=args.device)
+    except (DataError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    result = check(embedder, queries, max_reasoning_tokens=args.max_reasoning_tokens)
+    result |= {"model": args.model, "device": str(embedder.device), "environment": environment()}
+    text = json.dumps(result, indent=2)
+    print(render(result), text, sep="\n\n")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text + "\n", encoding="utf-8")
+    return 0 if result["passed"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
