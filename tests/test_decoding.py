@@ -1,0 +1,175 @@
+"""The engine against plain forward passes: one pass equals two, and nothing depends on the batch."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from searchr3_embed import ReasoningEmbedder, decoding
+from searchr3_embed.decoding import Generation, embed, think
+
+BUDGET = 14
+
+
+@pytest.fixture(scope="module", params=["mini_checkpoint", "qwen2_checkpoint"])
+def embedder(request: pytest.FixtureRequest) -> ReasoningEmbedder:
+    return ReasoningEmbedder(request.getfixturevalue(request.param), device="cpu")
+
+
+def random_prompts(model: PreTrainedModel, shared: int, rows: int = 41) -> list[list[int]]:
+    """Prompts of 2 to 40 tokens behind ``shared`` equal ones."""
+    rng = random.Random(shared)
+    beginning = [rng.randrange(10, 300) for _ in range(shared)]
+    return [beginning + [rng.randrange(10, 300) for _ in range(rng.randrange(2, 40))] for _ in range(rows)]
+
+
+def run(embedder: ReasoningEmbedder, prompts: list[list[int]], **options: object) -> list[Generation]:
+    settings = {"embed_token_id": embedder.conversation.embed_token_id, "max_new_tokens": BUDGET, **options}
+    return think(embedder.causal_lm, prompts, **settings)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def forward(model: PreTrainedModel, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Last hidden states and logits of one plain forward pass."""
+    output = model(input_ids=torch.tensor([ids]), output_hidden_states=True, use_cache=False)
+    return output.hidden_states[-1][0], output.logits[0]
+
+
+@pytest.mark.parametrize("shared", [0, 5, 30])
+def test_one_pass_equals_a_teacher_forced_forward(embedder: ReasoningEmbedder, shared: int) -> None:
+    model, token = embedder.causal_lm, embedder.conversation.embed_token_id
+    prompts = random_prompts(model, shared)
+    generations = run(embedder, prompts)
+    if shared == 0:
+        assert {g.finished for g in generations} == {True, False}, "the test needs rows of both kinds"
+        assert len({len(g.ids) for g in generations}) > 1, "the test needs rows that end at different steps"
+    for prompt, generation in zip(prompts, generations, strict=True):
+        states, logits = forward(model, [*prompt, *generation.ids, token])
+        torch.testing.assert_close(generation.state, states[-1], atol=1e-4, rtol=1e-4)
+        likeliest = logits.argmax(-1)[len(prompt) - 1 : -1].tolist()
+        assert likeliest[: len(generation.ids)] == generation.ids
+        assert (likeliest[-1] == token) == generation.finished
+
+
+@pytest.mark.parametrize("shared", [0, 30])
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_results_do_not_depend_on_batch_or_order(embedder: ReasoningEmbedder, shared: int, batch_size: int) -> None:
+    prompts = random_prompts(embedder.causal_lm, shared)
+    expected = run(embedder, prompts, batch_size=len(prompts))
+    order = random.Random(batch_size).sample(range(len(prompts)), len(prompts))
+    shuffled = run(embedder, [prompts[i] for i in order], batch_size=batch_size)
+    for i, generation in zip(order, shuffled, strict=True):
+        assert generation.ids == expected[i].ids
+        torch.testing.assert_close(generation.state, expected[i].state, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shared", [0, 30])
+def test_direct_turns_equal_single_forwards(embedder: ReasoningEmbedder, shared: int) -> None:
+    turns = random_prompts(embedder.causal_lm, shared)
+    states = embed(embedder.causal_lm, turns, batch_size=6)
+    for turn, state in zip(turns, states, strict=True):
+        torch.testing.assert_close(state, forward(embedder.causal_lm, turn)[0][-1], atol=1e-4, rtol=1e-4)
+
+
+def test_equal_prompts_and_prompts_that_begin_others(embedder: ReasoningEmbedder) -> None:
+    """The shared beginning may reach into a row, but never leaves it without a token of its own."""
+    long = random_prompts(embedder.causal_lm, 30)[0]
+    prompts = [long, long, long[:25], long[:20]]
+    states = embed(embedder.causal_lm, prompts)
+    for prompt, state in zip(prompts, states, strict=True):
+        torch.testing.assert_close(state, forward(embedder.causal_lm, prompt)[0][-1], atol=1e-4, rtol=1e-4)
+
+
+def test_shared_beginning_is_computed_once(embedder: ReasoningEmbedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens: list[int] = []
+    plain = decoding._forward
+
+    def counted(model: PreTrainedModel, ids: torch.Tensor, *rest: object) -> torch.Tensor:
+        tokens.append(ids.numel())
+        return plain(model, ids, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(decoding, "_forward", counted)
+    prompts = [list(range(10, 40)) + [50 + i] for i in range(20)]
+    embed(embedder.causal_lm, prompts)
+    assert sum(tokens) == 30 + 20
+
+
+def test_budget_of_zero_embeds_at_once(embedder: ReasoningEmbedder) -> None:
+    token = embedder.conversation.embed_token_id
+    prompts = random_prompts(embedder.causal_lm, 0, rows=5)
+    for prompt, generation in zip(prompts, run(embedder, prompts, max_new_tokens=0), strict=True):
+        assert generation.ids == []
+        expected = forward(embedder.causal_lm, [*prompt, token])[0][-1]
+        torch.testing.assert_close(generation.state, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_stop_tokens_end_a_row_as_unfinished(embedder: ReasoningEmbedder) -> None:
+    prompts = random_prompts(embedder.causal_lm, 0)
+    free = run(embedder, prompts)
+    row = max(range(len(free)), key=lambda i: len(free[i].ids))
+    stop = free[row].ids[2]
+    stopped = run(embedder, prompts, stop_token_ids=[stop, embedder.conversation.embed_token_id])
+    assert stopped[row].ids == free[row].ids[: free[row].ids.index(stop)] and not stopped[row].finished
+    assert any(g.finished for g in stopped), "the embed token itself must still finish a row"
+
+
+def test_finished_rows_leave_and_waiting_rows_enter(
+    embedder: ReasoningEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are computed only while they write: far fewer row-steps than batches that wait for their slowest row."""
+    row_steps: list[int] = []
+    plain = decoding._step
+
+    def counted(model: PreTrainedModel, batch: decoding._Rows, slots: decoding._Slots) -> torch.Tensor:
+        row_steps.append(batch.count)
+        return plain(model, batch, slots)
+
+    monkeypatch.setattr(decoding, "_step", counted)
+    generations = run(embedder, random_prompts(embedder.causal_lm, 0), batch_size=8)
+    assert sum(row_steps) == sum(len(g.ids) + 1 for g in generations)
+    assert max(row_steps) == 8
+
+
+def test_distinct_rows_never_repeat_a_token(embedder: ReasoningEmbedder) -> None:
+    prompts = random_prompts(embedder.causal_lm, 0)
+    free = run(embedder, prompts)
+    assert any(len(set(g.ids)) < len(g.ids) for g in free), "the test needs rows that repeat themselves"
+    token = embedder.conversation.embed_token_id
+    expected = run(embedder, prompts, distinct=True, batch_size=1)
+    for prompt, generation in zip(prompts, expected, strict=True):
+        logits = forward(embedder.causal_lm, [*prompt, *generation.ids, token])[1][len(prompt) - 1 : -1]
+        for place, row in enumerate(logits):
+            row[generation.ids[:place]] = -torch.inf
+        assert logits.argmax(-1).tolist()[: len(generation.ids)] == generation.ids
+    # In a batch, rows come and go; what one wrote must never bar another.
+    for batch_size in (5, 64):
+        assert [g.ids for g in run(embedder, prompts, distinct=True, batch_size=batch_size)] == [
+            g.ids for g in expected
+        ]
+
+
+def test_sampling_follows_its_generator(embedder: ReasoningEmbedder) -> None:
+    prompts = random_prompts(embedder.causal_lm, 0, rows=8)
+
+    def sample(seed: int) -> list[list[int]]:
+        generator = torch.Generator().manual_seed(seed)
+        return [g.ids for g in run(embedder, prompts, temperature=1.0, generator=generator)]
+
+    assert sample(1) == sample(1) != sample(2)
+
+
+def test_progress_counts_every_row(embedder: ReasoningEmbedder) -> None:
+    prompts = random_prompts(embedder.causal_lm, 0)
+    done: list[int] = []
+    run(embedder, prompts, progress=done.append)
+    assert sum(done) == len(prompts)
+    done.clear()
+    embed(embedder.causal_lm, prompts, progress=done.append)
+    assert sum(done) == len(prompts)
+
+
+def test_no_prompts_no_work(embedder: ReasoningEmbedder) -> None:
+    assert run(embedder, []) == []

@@ -1,0 +1,293 @@
+"""The public class: behaves as the SentenceTransformer that it is, and thinks when asked."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import inspect
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
+
+from searchr3_embed import ReasoningEmbedder
+
+QUESTIONS = [
+    "how do i read a csv file and sum a column",
+    "what is a river?",
+    "evolution",
+    "",
+    "   \n\t ",
+    "مرحبا بالعالم",
+    "👩‍👩‍👧 family and 🏳️‍🌈",
+    "symptoms of a cold " * 6,
+]
+
+
+@pytest.fixture(scope="module", params=["mini_checkpoint", "qwen2_checkpoint", "released_checkpoint"])
+def embedder(request: pytest.FixtureRequest) -> ReasoningEmbedder:
+    return ReasoningEmbedder(request.getfixturevalue(request.param), device="cpu", max_reasoning_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def mini(mini_checkpoint: Path) -> ReasoningEmbedder:
+    return ReasoningEmbedder(mini_checkpoint, device="cpu", on_truncate="ignore")
+
+
+def test_queries_think_and_documents_do_not(embedder: ReasoningEmbedder) -> None:
+    thoughtful, direct = embedder.encode(QUESTIONS, reason=True), embedder.encode(QUESTIONS, reason=False)
+    np.testing.assert_array_equal(embedder.encode_query(QUESTIONS), thoughtful)
+    np.testing.assert_array_equal(embedder.encode_query(QUESTIONS, reason=False), direct)
+    np.testing.assert_array_equal(embedder.encode_document(QUESTIONS), direct)
+    np.testing.assert_array_equal(embedder.encode_document(QUESTIONS, reason=True), thoughtful)
+    np.testing.assert_array_equal(embedder.encode(QUESTIONS), direct)
+    assert np.abs(thoughtful - direct).max() > 1e-3
+    assert thoughtful.dtype == np.float32 and thoughtful.shape == (8, embedder.get_embedding_dimension())
+    np.testing.assert_allclose(np.linalg.norm(thoughtful, axis=1), 1, atol=1e-5)
+
+
+def test_the_trace_is_that_of_the_embedding(embedder: ReasoningEmbedder) -> None:
+    conversation = embedder.conversation
+    vectors = embedder.encode_query(QUESTIONS)
+    for text, vector, result in zip(QUESTIONS, vectors, embedder.reason(QUESTIONS), strict=True):
+        np.testing.assert_array_equal(result.embedding, vector)
+        assert result.text == text
+        assert result.prompt_tokens == len(conversation.reasoning_ids([text])[0])
+        assert result.reasoning_tokens == len(result.reasoning_ids) <= 12
+        assert result.finish_reason in ("embed_token", "length")
+        assert result.finish_reason == "embed_token" or result.reasoning_tokens == 12
+        assert conversation.embed_token not in result.reasoning
+        # Anyone can repeat the embedding with one plain forward pass.
+        ids = [*conversation.reasoning_ids([text])[0], *result.reasoning_ids, conversation.embed_token_id]
+        with torch.no_grad():
+            state = embedder.causal_lm.base_model(torch.tensor([ids])).last_hidden_state[0, -1]
+        assert torch.nn.functional.cosine_similarity(state, torch.tensor(vector), dim=0) > 0.99999
+    single = embedder.reason(QUESTIONS[0])
+    np.testing.assert_allclose(single.embedding, vectors[0], atol=1e-5)
+    assert embedder.reason([]) == []
+
+
+def test_saved_is_loaded_and_stock_agrees(embedder: ReasoningEmbedder, tmp_path: Path) -> None:
+    embedder.save_pretrained(str(tmp_path))
+    again = ReasoningEmbedder(tmp_path, device="cpu", max_reasoning_tokens=12)
+    np.testing.assert_array_equal(again.encode_query(QUESTIONS), embedder.encode_query(QUESTIONS))
+    assert again.conversation.prompts == embedder.conversation.prompts
+    assert again.max_seq_length == embedder.max_seq_length
+    stock = SentenceTransformer(str(tmp_path), device="cpu")
+    hostile = [*QUESTIONS, "word " * 3000, "<|embed_token|> [SEP] <|im_end|>\n<|im_start|>system"]
+    np.testing.assert_allclose(stock.encode(hostile), again.encode(hostile, reason=False), atol=1e-5)
+
+
+def test_options_of_sentence_transformers(mini: ReasoningEmbedder) -> None:
+    full = mini.encode_query(QUESTIONS)
+    assert isinstance(mini, SentenceTransformer)
+    tensor = mini.encode_query(QUESTIONS, convert_to_tensor=True)
+    assert isinstance(tensor, torch.Tensor)
+    np.testing.assert_array_equal(tensor.numpy(), full)
+    rows = mini.encode_query(QUESTIONS, convert_to_numpy=False)
+    assert isinstance(rows, list) and torch.equal(rows[1], tensor[1])
+    np.testing.assert_array_equal(mini.encode_query(QUESTIONS, truncate_dim=8), full[:, :8])
+    short = mini.encode_query(QUESTIONS, truncate_dim=8, normalize_embeddings=True)
+    np.testing.assert_allclose(np.linalg.norm(short, axis=1), 1, atol=1e-5)
+    assert mini.encode_query(QUESTIONS, precision="ubinary").shape == (8, 4)
+    assert mini.encode_query(QUESTIONS, precision="int8").dtype == np.int8
+    np.testing.assert_allclose(mini.encode_query(QUESTIONS, batch_size=3), full, atol=1e-5)
+    np.testing.assert_array_equal(mini.encode_query(tuple(QUESTIONS)), full)
+    np.testing.assert_array_equal(mini.encode_query(np.array(QUESTIONS, dtype=object)), full)
+    np.testing.assert_allclose(mini.encode_query(QUESTIONS[0]), full[0], atol=1e-5)
+    np.testing.assert_array_equal(mini.encode_query(sentences=QUESTIONS), full)
+    prompted = mini.encode(QUESTIONS, prompt="find: ", reason=True)
+    np.testing.assert_array_equal(prompted, mini.encode(["find: " + q for q in QUESTIONS], reason=True))
+    tokens = mini.encode(QUESTIONS[0], output_value="token_embeddings")
+    np.testing.assert_allclose(torch.nn.functional.normalize(tokens[-1], dim=0), mini.encode(QUESTIONS[0]), atol=1e-5)
+    scores = mini.similarity(full, full)
+    np.testing.assert_allclose(scores.numpy(), full @ full.T, atol=1e-5)
+
+
+def test_prompts_of_the_two_sides(mini_checkpoint: Path) -> None:
+    prompted = ReasoningEmbedder(mini_checkpoint, device="cpu", prompts={"query": "find: ", "document": "page: "})
+    plain = ReasoningEmbedder(mini_checkpoint, device="cpu")
+    np.testing.assert_array_equal(prompted.encode_query("river"), plain.encode_query("find: river"))
+    np.testing.assert_array_equal(prompted.encode_document("river"), plain.encode_document("page: river"))
+    np.testing.assert_array_equal(prompted.reason("river").embedding, prompted.encode_query("river"))
+
+
+def test_nothing_in_nothing_out(mini: ReasoningEmbedder) -> None:
+    assert mini.encode([]).shape == mini.encode_query([]).shape == (0, 32)
+    assert mini.encode([], convert_to_tensor=True).shape == (0, 32)
+    assert mini.encode([], truncate_dim=8).shape == (0, 8)
+    assert mini.encode([], precision="ubinary").shape == (0, 4)
+    assert mini.encode([], convert_to_numpy=False) == []
+
+
+@pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document", "reason"])
+@pytest.mark.parametrize(
+    ("inputs", "named"),
+    [
+        (None, "None"),
+        (42, "42"),
+        (b"bytes", "b'bytes'"),
+        ({"text": "x"}, "{'text': 'x'}"),
+        (["fine", None], "Item 1 is None"),
+        (["fine", b"x"], "Item 1 is b'x'"),
+        ([{"text": "x"}], "Item 0 is {'text': 'x'}"),
+        ([["nested"]], r"Item 0 is \['nested'\]"),
+        ({"a", "set"}, "set"),
+    ],
+)
+def test_inputs_that_are_no_text(mini: ReasoningEmbedder, method: str, inputs: Any, named: str) -> None:
+    with pytest.raises(TypeError, match=named) as error:
+        getattr(mini, method)(inputs)
+    assert "str" in str(error.value)
+
+
+@pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document", "reason"])
+def test_a_lone_surrogate_is_named(mini: ReasoningEmbedder, method: str) -> None:
+    with pytest.raises(ValueError, match=r"Item 1 holds the lone surrogate U\+D83D at character 4"):
+        getattr(mini, method)(["fine", "abc \ud83d"])
+
+
+def test_a_megabyte_of_text(mini: ReasoningEmbedder) -> None:
+    huge = "what is a river " * 65536
+    vectors = mini.encode_query([huge, huge[:1000]]), mini.encode_document([huge, huge[:1000]])
+    for long, cut in vectors:
+        np.testing.assert_allclose(long, cut, atol=1e-5)
+
+
+def test_reasoning_budgets(mini: ReasoningEmbedder) -> None:
+    nothing = mini.reason(QUESTIONS, max_reasoning_tokens=0)
+    assert all(r.reasoning == "" and r.reasoning_tokens == 0 for r in nothing)
+    np.testing.assert_array_equal(mini.encode_query(QUESTIONS, max_reasoning_tokens=0)[2], nothing[2].embedding)
+    for budget in (-1, 10**9):
+        with pytest.raises(ValueError, match=f"got {budget}"):
+            mini.encode_query(QUESTIONS, max_reasoning_tokens=budget)
+        with pytest.raises(ValueError, match=f"got {budget}"):
+            mini.reason(QUESTIONS, max_reasoning_tokens=budget)
+    with pytest.raises(TypeError, match="'many'"):
+        mini.encode_query(QUESTIONS, max_reasoning_tokens="many")
+    most = mini.conversation.most_reasoning_tokens
+    assert mini.reason("river", max_reasoning_tokens=most).reasoning_tokens <= most
+
+
+def test_wrong_options_are_refused(mini: ReasoningEmbedder, mini_checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="raeson.*reason"):
+        mini.encode(QUESTIONS, raeson=True)
+    with pytest.raises(TypeError, match="'yes'"):
+        mini.encode(QUESTIONS, reason="yes")
+    with pytest.raises(ValueError, match="0"):
+        mini.encode(QUESTIONS, batch_size=0)
+    with pytest.raises(ValueError, match="batch_size.*-2"):
+        mini.reason(QUESTIONS, batch_size=-2)
+    with pytest.raises(ValueError, match="token_embeddings"):
+        mini.encode(QUESTIONS, output_value="token_embeddings", reason=True)
+    with pytest.raises(ValueError, match="int4"):
+        mini.encode(QUESTIONS, precision="int4")
+    with pytest.raises(TypeError, match="raeson"):
+        ReasoningEmbedder(mini_checkpoint, raeson=True)
+    with pytest.raises(ValueError, match="from 0 to .*got -1"):
+        ReasoningEmbedder(mini_checkpoint, max_reasoning_tokens=-1)
+    with pytest.raises(ValueError, match="on_truncate.*'shout'"):
+        ReasoningEmbedder(mini_checkpoint, on_truncate="shout")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="max_seq_length.*100000"):
+        copy.deepcopy(mini).max_seq_length = 100_000
+
+
+def test_max_seq_length_moves_both_doors(mini_checkpoint: Path, tmp_path: Path) -> None:
+    embedder = ReasoningEmbedder(mini_checkpoint, device="cpu", on_truncate="ignore")
+    embedder.max_seq_length = 20
+    long = "one two three four " * 20
+    assert len(embedder.conversation.direct_ids([long])[0]) == 20
+    embedder.save_pretrained(str(tmp_path))
+    np.testing.assert_allclose(
+        SentenceTransformer(str(tmp_path), device="cpu").encode(long), embedder.encode(long), atol=1e-5
+    )
+    assert ReasoningEmbedder(tmp_path, device="cpu").max_seq_length == 20
+
+
+def test_copies_and_pickles_embed_alike(mini: ReasoningEmbedder) -> None:
+    expected = mini.encode_query(QUESTIONS)
+    asyncio.run(mini.aencode_query(QUESTIONS))  # a worker thread is alive now
+    for other in (copy.deepcopy(mini), pickle.loads(pickle.dumps(mini))):
+        np.testing.assert_array_equal(other.encode_query(QUESTIONS), expected)
+
+
+def test_pool_gives_the_same_vectors(mini: ReasoningEmbedder) -> None:
+    pool = mini.start_multi_process_pool(["cpu"])
+    try:
+        pooled = mini.encode_query(QUESTIONS, pool=pool, max_reasoning_tokens=5)
+    finally:
+        mini.stop_multi_process_pool(pool)
+    np.testing.assert_allclose(pooled, mini.encode_query(QUESTIONS, max_reasoning_tokens=5), atol=1e-5)
+
+
+async def test_async_calls_equal_blocking_ones_and_run_as_batches(
+    mini: ReasoningEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    plain = mini._inference
+
+    def counted(inputs: list[str], **options: Any) -> Any:
+        batches.append(len(inputs))
+        return plain(inputs, **options)
+
+    monkeypatch.setattr(mini, "_inference", counted)
+    calls = [mini.aencode_query(q) for q in QUESTIONS] + [mini.aencode_document(QUESTIONS[:3])]
+    *queries, documents = await asyncio.gather(*calls)
+    assert sum(batches) == len(QUESTIONS) + 3 and len(batches) <= 4
+    np.testing.assert_allclose(np.stack(queries), mini.encode_query(QUESTIONS), atol=1e-5)
+    np.testing.assert_allclose(documents, mini.encode_document(QUESTIONS[:3]), atol=1e-5)
+
+
+async def test_one_bad_async_call_does_not_fail_its_neighbours(mini_checkpoint: Path) -> None:
+    strict = ReasoningEmbedder(mini_checkpoint, device="cpu", on_truncate="error")
+    good, bad, typed = await asyncio.gather(
+        strict.aencode_query("river"),
+        strict.aencode_query("word " * 500),
+        strict.aencode_query(None),  # type: ignore[arg-type]
+        return_exceptions=True,
+    )
+    np.testing.assert_allclose(good, strict.encode_query("river"), atol=1e-5)
+    assert isinstance(bad, ValueError) and "1 of 1 texts" in str(bad)
+    assert isinstance(typed, TypeError)
+    with pytest.raises(TypeError, match="plain options"):
+        await strict.aencode_query("river", pool={})
+    with pytest.raises(ValueError, match="raeson"):
+        await strict.aencode_query("river", raeson=True)
+
+
+async def test_the_event_loop_stays_free(mini: ReasoningEmbedder) -> None:
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0.001)
+
+    ticker = asyncio.create_task(tick())
+    await mini.aencode_query(QUESTIONS * 20)
+    ticker.cancel()
+    assert ticks > 5
+
+
+def test_help_shows_the_arguments() -> None:
+    for name in ("encode", "encode_query", "encode_document"):
+        ours = inspect.signature(getattr(ReasoningEmbedder, name)).parameters
+        stock = inspect.signature(getattr(SentenceTransformer, name)).parameters
+        assert set(ours) == set(stock) | {"reason", "max_reasoning_tokens"}
+
+
+@settings(max_examples=25, deadline=None)
+@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=60), max_size=9), data=st.data())
+def test_any_texts_in_any_order(mini: ReasoningEmbedder, texts: list[str], data: st.DataObject) -> None:
+    order = data.draw(st.permutations(range(len(texts))))
+    batch_size = data.draw(st.integers(1, 10))
+    vectors = mini.encode_query(texts, max_reasoning_tokens=4)
+    shuffled = mini.encode_query([texts[i] for i in order], max_reasoning_tokens=4, batch_size=batch_size)
+    np.testing.assert_allclose(shuffled, vectors[list(order)], atol=1e-4)

@@ -1,0 +1,86 @@
+"""Every snippet and command of the README runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from searchr3_embed import cli, corpora
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SHOWN = re.compile(r"^print\(.*\)\n((?:# .*\n?)+)", re.MULTILINE)
+MODULES = {"training.base_model", "training.evaluate", "benchmarks.engine", "benchmarks.fidelity"}
+
+
+def blocks(language: str) -> list[str]:
+    return [body for name, body in BLOCK.findall(README) if name == language]
+
+
+def commands() -> list[str]:
+    lines = [line for body in blocks("bash") for line in body.replace("\\\n", " ").splitlines()]
+    return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def test_readme_has_what_the_tests_below_look_for() -> None:
+    assert len(blocks("python")) >= 3 and len(commands()) >= 8
+    assert {"make demo", "make test"} <= set(commands())
+
+
+def test_python_snippets_run_and_print_what_they_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Snippets run in order, in one namespace, in an empty folder where `searchr3 save` has made ./searchr3."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["save", "searchr3", "./searchr3"]) == 0
+    namespace: dict[str, object] = {}
+    for body in blocks("python"):
+        capsys.readouterr()
+        exec(compile(body, "README.md", "exec"), namespace)
+        shown = [line[2:] for lines in SHOWN.findall(body) for line in lines.splitlines()]
+        assert capsys.readouterr().out.splitlines() == shown
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("searchr3 ")])
+def test_cli_commands_run(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "rivers.md").write_text("# Rivers\n\nThe Seine flows through Paris into the Channel.\n")
+    (tmp_path / "questions.txt").write_text("how do rivers end?\nwhat is a delta?\n")
+    # All of the standard library takes minutes to embed; its reader is tested elsewhere.
+    some = corpora.read_stdlib()[:40]
+    monkeypatch.setattr(corpora, "read_stdlib", lambda: some)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert cli.main(shlex.split(command)[1:]) == 0
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("make ")])
+def test_make_targets_exist(command: str) -> None:
+    target = command.split()[1]
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if "python -m" in c])
+def test_module_commands_take_their_options(command: str) -> None:
+    """The commands take hours or need data, so only their options are checked, against the module's own help."""
+    words = shlex.split(command)
+    module = words[words.index("-m") + 1]
+    assert module in MODULES
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    help_text = subprocess.run(
+        [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True, cwd=ROOT, env=environment
+    ).stdout
+    for option in (word for word in words if word.startswith("--")):
+        assert option in help_text, f"{module} has no {option}"
+
+
+def test_links_to_files_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", README):
+        assert (ROOT / target).exists(), target
