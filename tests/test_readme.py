@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from searchr3_embed import cli, corpora
+from searchr3_embed import cli, stdlib_docs
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,6 +48,16 @@ def test_python_snippets_run_and_print_what_they_show(
         assert capsys.readouterr().out.splitlines() == shown
 
 
+@pytest.mark.parametrize("readme", sorted(ROOT.glob("integrations/*/README.md")), ids=lambda path: path.parent.name)
+def test_snippets_of_the_integrations(readme: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    snippets = [body for name, body in BLOCK.findall(readme.read_text(encoding="utf-8")) if name == "python"]
+    assert snippets
+    for body in snippets:
+        exec(compile(body, str(readme), "exec"), {})
+        shown = [line[2:] for lines in SHOWN.findall(body) for line in lines.splitlines()]
+        assert capsys.readouterr().out.splitlines() == shown
+
+
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("searchr3 ")])
 def test_cli_commands_run(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -55,8 +65,8 @@ def test_cli_commands_run(command: str, tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "notes" / "rivers.md").write_text("# Rivers\n\nThe Seine flows through Paris into the Channel.\n")
     (tmp_path / "questions.txt").write_text("how do rivers end?\nwhat is a delta?\n")
     # All of the standard library takes minutes to embed; its reader is tested elsewhere.
-    some = corpora.read_stdlib()[:40]
-    monkeypatch.setattr(corpora, "read_stdlib", lambda: some)
+    some = stdlib_docs.read_stdlib()[:40]
+    monkeypatch.setattr(stdlib_docs, "read_stdlib", lambda: some)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert cli.main(shlex.split(command)[1:]) == 0
 

@@ -1,0 +1,131 @@
+"""The LangChain ``Embeddings`` interface over a ReasoningEmbedder."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+from langchain_core.embeddings import Embeddings
+from langchain_core.utils import from_env
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, PrivateAttr
+
+from searchr3_embed import ReasoningEmbedder
+
+# One for all instances: a lock of their own could be neither copied nor pickled, and models load once.
+_LOADING = threading.Lock()
+
+
+class SearchR3Embeddings(BaseModel, Embeddings):
+    """Embeds documents in one forward pass each; thinks about queries first.
+
+    The model loads when the first text is embedded. Texts are never altered. Calls from several threads and
+    concurrent async calls are safe; the latter run as one batch.
+
+    Example:
+        .. code-block:: python
+
+            from langchain_core.vectorstores import InMemoryVectorStore
+            from langchain_searchr3 import SearchR3Embeddings
+
+            store = InMemoryVectorStore.from_texts(texts, SearchR3Embeddings())
+            store.similarity_search("why is the sky blue?", k=3)
+    """
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=())
+
+    model_name: str = Field(default_factory=from_env("SEARCHR3_MODEL", default="searchr3"), alias="model")
+    """``"searchr3"`` (packaged weights, offline), a folder, or a hub id; else what SEARCHR3_MODEL says."""
+    device: str | None = None
+    """``"cpu"``, ``"cuda"``, ``"mps"`` ...; None takes the best there is."""
+    batch_size: PositiveInt = 32
+    """Texts computed at once."""
+    reason_queries: bool = True
+    """Whether ``embed_query`` thinks; documents never do."""
+    max_reasoning_tokens: NonNegativeInt | None = None
+    """Budget of generated tokens per query; None takes the checkpoint's."""
+    normalize: bool = True
+    """Whether embeddings are scaled to length 1. Search-R3 checkpoints do so themselves: this guards others."""
+    cache_folder: str | None = None
+    """Where hub downloads are kept; None takes the hub's default."""
+    show_progress: bool = False
+    """Whether ``embed_documents`` shows a progress bar."""
+
+    _embedder: ReasoningEmbedder | None = PrivateAttr(default=None)
+
+    @property
+    def embedder(self) -> ReasoningEmbedder:
+        """The model, loaded on first use.
+
+        Raises:
+            CheckpointError: The model can't be found, is damaged, or was never trained to embed.
+        """
+        if self._embedder is None:
+            with _LOADING:
+                if self._embedder is None:
+                    self._embedder = ReasoningEmbedder(
+                        self.model_name,
+                        device=self.device,
+                        cache_folder=self.cache_folder,
+                        max_reasoning_tokens=self.max_reasoning_tokens,
+                    )
+        return self._embedder
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Embeds documents, without reasoning.
+
+        Args:
+            texts: The documents.
+
+        Returns:
+            One list of floats for each, in order.
+
+        Raises:
+            TypeError: An item is not a text.
+        """
+        options = self._options() | {"show_progress_bar": self.show_progress}
+        return self.embedder.encode_document(_texts(texts), **options).tolist()
+
+    def embed_query(self, text: str) -> list[float]:
+        """Embeds a query, after reasoning about it unless ``reason_queries`` is off.
+
+        Raises:
+            TypeError: ``text`` is not a text.
+        """
+        return self.embedder.encode_query(_text(text), reason=self.reason_queries, **self._options()).tolist()
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """As ``embed_documents``; concurrent calls run as one batch and the event loop stays free."""
+        embedder = await self._aload()
+        return (await embedder.aencode_document(_texts(texts), **self._options())).tolist()
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """As ``embed_query``; concurrent calls run as one batch and the event loop stays free."""
+        embedder = await self._aload()
+        return (await embedder.aencode_query(_text(text), reason=self.reason_queries, **self._options())).tolist()
+
+    async def _aload(self) -> ReasoningEmbedder:
+        # Loading takes seconds, which the event loop must not wait for.
+        return self._embedder if self._embedder is not None else await asyncio.to_thread(lambda: self.embedder)
+
+    def _options(self) -> dict[str, Any]:
+        return {"batch_size": self.batch_size, "normalize_embeddings": self.normalize}
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Leaves the weights out: a copy loads them again when it needs them."""
+        state = super().__getstate__()
+        return state | {"__pydantic_private__": {**(state["__pydantic_private__"] or {}), "_embedder": None}}
+
+
+def _text(value: Any) -> str:
+    """The value, if it is one text; the core would take a sequence as a batch."""
+    if not isinstance(value, str):
+        raise TypeError(f"A query must be a str, got {value!r} of type {type(value).__name__}.")
+    return value
+
+
+def _texts(values: Any) -> list[str]:
+    """The values as a list; a lone text is refused, because its letters would be taken for documents."""
+    if isinstance(values, str):
+        raise TypeError(f"Documents must be a list of str, got the str {values[:80]!r}.")
+    return list(values)

@@ -1,0 +1,117 @@
+"""The LlamaIndex ``BaseEmbedding`` interface over a ReasoningEmbedder."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, field_validator
+
+from searchr3_embed import ReasoningEmbedder
+
+# One for all instances: a lock of their own could be neither copied nor pickled, and models load once.
+_LOADING = threading.Lock()
+
+
+class SearchR3Embedding(BaseEmbedding):
+    """Embeds documents in one forward pass each; thinks about queries first.
+
+    The model loads when the first text is embedded. Calls from several threads and concurrent async calls are safe;
+    the latter run as one batch.
+
+    Example:
+        .. code-block:: python
+
+            from llama_index.core import Settings
+            from llama_index.embeddings.searchr3 import SearchR3Embedding
+
+            Settings.embed_model = SearchR3Embedding()
+    """
+
+    # Assignments are checked as arguments are, so that a cache can't come in later either.
+    model_config = ConfigDict(validate_assignment=True, extra="forbid")
+
+    model_name: str = Field(default="searchr3", description="searchr3 (packaged, offline), a folder, or a hub id.")
+    device: str | None = Field(default=None, description="cpu, cuda, mps ...; None takes the best there is.")
+    embed_batch_size: int = Field(default=32, gt=0, le=2048, description="Texts computed at once.")
+    reason_queries: bool = Field(default=True, description="Whether queries think; documents never do.")
+    max_reasoning_tokens: int | None = Field(default=None, ge=0, description="Budget per query; None: checkpoint's.")
+    normalize: bool = Field(default=True, description="Whether embeddings are scaled to length 1.")
+    cache_folder: str | None = Field(default=None, description="Where hub downloads are kept.")
+    show_progress: bool = Field(default=False, description="Whether batches of documents show a progress bar.")
+
+    _embedder: ReasoningEmbedder | None = PrivateAttr(default=None)
+
+    @field_validator("embeddings_cache")
+    @classmethod
+    def _refuse_cache(cls, value: Any) -> None:
+        """Its keys are bare texts, so a question would get the vector of a document of the same words."""
+        if value is not None:
+            raise ValueError(
+                "embeddings_cache must be None: it can't tell a query from a document of the same words, and their "
+                "embeddings differ. An IngestionPipeline's cache is safe."
+            )
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Name used in serialised components."""
+        return "SearchR3Embedding"
+
+    @property
+    def embedder(self) -> ReasoningEmbedder:
+        """The model, loaded on first use.
+
+        Raises:
+            CheckpointError: The model can't be found, is damaged, or was never trained to embed.
+        """
+        if self._embedder is None:
+            with _LOADING:
+                if self._embedder is None:
+                    self._embedder = ReasoningEmbedder(
+                        self.model_name,
+                        device=self.device,
+                        cache_folder=self.cache_folder,
+                        max_reasoning_tokens=self.max_reasoning_tokens,
+                    )
+        return self._embedder
+
+    def _get_query_embedding(self, query: str) -> Embedding:
+        return self.embedder.encode_query(_text(query), reason=self.reason_queries, **self._options()).tolist()
+
+    def _get_text_embedding(self, text: str) -> Embedding:
+        return self.embedder.encode_document(_text(text), **self._options()).tolist()
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        options = self._options() | {"show_progress_bar": self.show_progress}
+        return self.embedder.encode_document(texts, **options).tolist()
+
+    async def _aget_query_embedding(self, query: str) -> Embedding:
+        embedder = await self._aload()
+        return (await embedder.aencode_query(_text(query), reason=self.reason_queries, **self._options())).tolist()
+
+    async def _aget_text_embedding(self, text: str) -> Embedding:
+        return (await (await self._aload()).aencode_document(_text(text), **self._options())).tolist()
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return (await (await self._aload()).aencode_document(texts, **self._options())).tolist()
+
+    async def _aload(self) -> ReasoningEmbedder:
+        # Loading takes seconds, which the event loop must not wait for.
+        return self._embedder if self._embedder is not None else await asyncio.to_thread(lambda: self.embedder)
+
+    def _options(self) -> dict[str, Any]:
+        return {"batch_size": self.embed_batch_size, "normalize_embeddings": self.normalize}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the weights out: a copy loads them again when it needs them."""
+        state = super().__getstate__()
+        return state | {"__pydantic_private__": {**(state["__pydantic_private__"] or {}), "_embedder": None}}
+
+
+def _text(value: Any) -> str:
+    """The value, if it is one text; the core would take a sequence as a batch."""
+    if not isinstance(value, str):
+        raise TypeError(f"Expected a str, got {value!r} of type {type(value).__name__}.")
+    return value
