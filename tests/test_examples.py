@@ -1,0 +1,35 @@
+"""Every example runs as a user would run it, offline, and prints what it promises."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+# Something that only a run which did its job prints.
+OUTPUT = {
+    "quickstart.py": r"(?s)penicillin.*thought: .*0\.\d{3}  Antibiotics kill.*savings.*0\.\d{3}  Compound interest",
+    "faiss_search.py": r"(?s)\d{2,} entries.*copy a file.*0\.\d{3}  shutil\.copy",
+    "compare_reasoning.py": r"(?s)leaves.*chlorophyll +\+0\.\d+ direct +\+0\.\d+ reasoning.*wrote reasoning.png",
+    "async_server_load.py": r"(?s)one by one .* p95 .* ms.*all at once .* p99 .* ms",
+}
+
+
+def test_every_example_is_tested() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(OUTPUT)
+
+
+@pytest.mark.parametrize("name", sorted(OUTPUT))
+def test_example(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [name])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    output = capsys.readouterr().out
+    assert re.search(OUTPUT[name], output), output
+    if name == "compare_reasoning.py":
+        assert (tmp_path / "reasoning.png").read_bytes().startswith(b"\x89PNG")
