@@ -6,6 +6,7 @@ import asyncio
 import copy
 import inspect
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,20 @@ async def test_the_event_loop_stays_free(mini: ReasoningEmbedder) -> None:
     await mini.aencode_query(QUESTIONS * 20)
     ticker.cancel()
     assert ticks > 5
+
+
+def test_threads_share_an_embedder(mini: ReasoningEmbedder) -> None:
+    texts = [f"{question} {n}" for n in range(6) for question in QUESTIONS]
+    queries, documents = mini.encode_query(texts), mini.encode_document(texts)
+
+    def both(seed: int) -> None:
+        order = np.random.default_rng(seed).permutation(len(texts))
+        mine = [texts[i] for i in order]
+        np.testing.assert_allclose(mini.encode_query(mine, batch_size=5), queries[order], atol=1e-4)
+        np.testing.assert_allclose(mini.encode_document(mine, batch_size=5), documents[order], atol=1e-4)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(both, range(16)))
 
 
 def test_help_shows_the_arguments() -> None:

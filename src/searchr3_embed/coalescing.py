@@ -41,6 +41,9 @@ class Coalescer:
         """Queues a call; the future holds one result per item."""
         future: concurrent.futures.Future[Sequence[Any]] = concurrent.futures.Future()
         with self._lock:
+            if self._worker is not None and not self._worker.is_alive():
+                # A worker that ends says so itself: this one stayed behind in the process that we were forked from.
+                self._calls, self._worker = queue.SimpleQueue(), None
             self._calls.put(_Call(key, list(items), future))
             if self._worker is None:
                 self._worker = threading.Thread(target=self._work, name="searchr3-embed", daemon=True)
