@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from searchr3_embed import ReasoningEmbedder, cli, corpora, demo
+from searchr3_embed import ReasoningEmbedder, cli, demo, environment, stdlib_docs
 from searchr3_embed.corpora import Passage
 
 
@@ -175,7 +175,7 @@ def test_interruption_and_closed_pipe(monkeypatch: pytest.MonkeyPatch, capsys: p
     def interrupt(*_: object) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_environment", interrupt)
+    monkeypatch.setattr(environment, "report", interrupt)
     assert cli.main(["env"]) == 130
     assert capsys.readouterr() == ("", "searchr3: interrupted\n")
 
@@ -183,7 +183,7 @@ def test_interruption_and_closed_pipe(monkeypatch: pytest.MonkeyPatch, capsys: p
         def write(self, text: str) -> int:
             raise BrokenPipeError
 
-    monkeypatch.setattr(cli, "_environment", lambda _: {"a": {"b": 1}})
+    monkeypatch.setattr(environment, "report", lambda _: {"a": {"b": 1}})
     monkeypatch.setattr(sys, "stdout", Closed())
     assert cli.main(["env"]) == 141
     assert capsys.readouterr().err == ""
@@ -346,7 +346,7 @@ def test_search_reads_questions_from_stdin(command: Command, docs: Path, monkeyp
 def small_stdlib(monkeypatch: pytest.MonkeyPatch) -> list[Passage]:
     names = ["json.loads", "subprocess.run", "random.choice", "tempfile.TemporaryDirectory", "functools.cache", "zip"]
     passages = [Passage(name, name, f"{name}(x)\nDoes what {name} does, and returns it.") for name in names]
-    monkeypatch.setattr(corpora, "read_stdlib", lambda: passages)
+    monkeypatch.setattr(stdlib_docs, "read_stdlib", lambda: passages)
     return passages
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from searchr3_embed import corpora
+from searchr3_embed import stdlib_docs
 from searchr3_embed.corpora import CorpusError, Passage, read_file, read_folder, read_jsonl, split_text, word_count
 
 MARKDOWN = """\
@@ -207,7 +207,7 @@ def test_jsonl_that_is_no_file_or_no_text(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def stdlib() -> dict[str, Passage]:
-    passages = corpora.read_stdlib()
+    passages = stdlib_docs.read_stdlib()
     assert gc.isenabled()
     by_id = {passage.id: passage for passage in passages}
     assert len(by_id) == len(passages), "ids are unique"
@@ -271,10 +271,10 @@ def test_stdlib_leaves_out_what_nobody_looks_up(stdlib: dict[str, Passage]) -> N
 def test_stdlib_is_the_same_in_another_process_and_imports_nothing(stdlib: dict[str, Passage]) -> None:
     code = """
 import sys
-from searchr3_embed import corpora
+from searchr3_embed import stdlib_docs
 import hashlib
 before = set(sys.modules)
-passages = corpora.read_stdlib()
+passages = stdlib_docs.read_stdlib()
 print(hashlib.sha256(repr(passages).encode()).hexdigest())
 for name in sorted(set(sys.modules) - before):
     print(name)
@@ -282,15 +282,17 @@ for name in sorted(set(sys.modules) - before):
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     digest, *imported = result.stdout.split()
     assert digest == hashlib.sha256(repr(list(stdlib.values())).encode()).hexdigest()
-    unexpected = [name for name in imported if name not in corpora._COMPILED and not name.startswith("_sysconfigdata")]
+    unexpected = [
+        name for name in imported if name not in stdlib_docs._COMPILED and not name.startswith("_sysconfigdata")
+    ]
     assert not unexpected
     assert result.stderr == ""
 
 
 def test_stdlib_without_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpora.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(stdlib_docs.sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(CorpusError, match="without the sources"):
-        corpora.read_stdlib()
+        stdlib_docs.read_stdlib()
     assert gc.isenabled()
 
 
@@ -299,9 +301,9 @@ def test_stdlib_survives_a_file_that_is_not_python(
 ) -> None:
     (tmp_path / "good.py").write_text('"""A module."""\n\ndef f(a, b=1):\n    """Does it."""\n')
     (tmp_path / "bad.py").write_text("def")
-    monkeypatch.setattr(corpora.sysconfig, "get_path", lambda name: str(tmp_path))
-    monkeypatch.setattr(corpora, "_COMPILED", {})
+    monkeypatch.setattr(stdlib_docs.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(stdlib_docs, "_COMPILED", {})
     with caplog.at_level(logging.WARNING):
-        passages = {passage.id: passage.text for passage in corpora.read_stdlib()}
+        passages = {passage.id: passage.text for passage in stdlib_docs.read_stdlib()}
     assert passages["good.f"] == "good.f(a, b=1)\nDoes it."
     assert "bad.py" in caplog.text

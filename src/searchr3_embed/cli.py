@@ -398,10 +398,10 @@ def _search(args: argparse.Namespace) -> None:
 
 def _read_source(source: str | None, field: str) -> tuple[list[Passage], str]:
     """The passages of a source, None for the standard library, and a name that tells it from other sources."""
-    from searchr3_embed import corpora
+    from searchr3_embed import corpora, stdlib_docs
 
     if source is None:
-        return corpora.read_stdlib(), corpora.python_release()
+        return stdlib_docs.read_stdlib(), stdlib_docs.python_release()
     path = Path(source)
     identity = str(path.resolve())
     if path.is_dir():
@@ -553,17 +553,19 @@ def _save(args: argparse.Namespace) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from searchr3_embed import corpora, demo
+    from searchr3_embed import demo, stdlib_docs
 
-    passages = corpora.read_stdlib()
-    release = corpora.python_release()
+    passages = stdlib_docs.read_stdlib()
+    release = stdlib_docs.python_release()
     _note(f"reading the documentation of {release}: {len(passages):,} entries (encoded once, then kept)")
     index = _build_index(args, passages, release, release)
     demo.run(index, max_reasoning_tokens=args.max_reasoning_tokens)
 
 
 def _env(args: argparse.Namespace) -> None:
-    report = _environment(args.cache_folder)
+    from searchr3_embed import environment
+
+    report = environment.report(args.cache_folder)
     if args.json:
         print(_json(report))
         return
@@ -571,96 +573,6 @@ def _env(args: argparse.Namespace) -> None:
         print(f"{section}:")
         for name, value in entries.items():
             print(f"  {name}: {value}")
-
-
-_LIBRARIES = (
-    "searchr3-embed",
-    "torch",
-    "transformers",
-    "sentence-transformers",
-    "tokenizers",
-    "safetensors",
-    "huggingface-hub",
-    "faiss-cpu",
-    "numpy",
-    "tqdm",
-)
-
-
-def _environment(cache_folder: str | None) -> dict[str, dict[str, Any]]:
-    """What a bug report needs. Whatever cannot be found out is said to be so; nothing here fails."""
-    import importlib.metadata
-    import platform
-
-    from searchr3_embed.vector_cache import default_cache_folder
-
-    versions: dict[str, Any] = {}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    folder = Path(cache_folder) if cache_folder else default_cache_folder()
-    files = list(folder.glob("*.npz")) if folder.is_dir() else []
-    cache = {"folder": str(folder), "files": len(files), "bytes": sum(file.stat().st_size for file in files)}
-    system = {
-        "python": platform.python_version(),
-        "executable": sys.executable,
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cpus": os.cpu_count(),
-    }
-    return {
-        "system": system,
-        "versions": versions,
-        "torch": _guarded(_torch_report),
-        "packaged checkpoint": _guarded(_checkpoint_report),
-        "cache": cache,
-    }
-
-
-def _guarded(report: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    try:
-        return report()
-    except Exception as error:  # a broken installation is what this command is for
-        return {"error": f"{type(error).__name__}: {_one_line(error)}"}
-
-
-def _torch_report() -> dict[str, Any]:
-    import torch
-    from sentence_transformers.util import get_device_name
-
-    report = {"threads": torch.get_num_threads(), "default device": get_device_name(), "cuda": torch.version.cuda}
-    for number in range(torch.cuda.device_count()):
-        report[f"cuda:{number}"] = torch.cuda.get_device_name(number)
-    report["mps"] = torch.backends.mps.is_available()
-    return report
-
-
-def _checkpoint_report() -> dict[str, Any]:
-    import hashlib
-
-    from searchr3_embed import checkpoints
-
-    folder = checkpoints.packaged_folder()
-    if not (folder / "config.json").is_file():
-        return {"folder": str(folder), "error": "missing: this installation has no packaged weights"}
-    report = dict(checkpoints.describe(folder))
-    for weights in sorted(folder.glob("*.safetensors")):
-        with open(weights, "rb") as file:
-            report[f"sha256 of {weights.name}"] = hashlib.file_digest(file, "sha256").hexdigest()
-    return report
-
-
-def _processor() -> str:
-    """The processor's name; on Linux platform.processor() knows only its architecture."""
-    import platform
-
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 # --------------------------------------------------------------------------------------------------- helpers
