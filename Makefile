@@ -13,6 +13,8 @@ endif
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
+# The integrations are distributions of their own; their tests run with ours.
+INTEGRATIONS := -e "integrations/langchain-searchr3[test]" -e integrations/llama-index-embeddings-searchr3
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
 # Of pip's hundreds of lines these tell how far it is; errors and warnings go to stderr and are not filtered.
@@ -49,7 +51,7 @@ lint: $(VENV)/.stamp-dev ## check style, formatting and types
 
 clean: ## remove build outputs and caches; .venv and runs/ stay
 	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find src tests training benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests training benchmarks examples integrations -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(BIN)/python:
 	@for python in $(PYTHONS); do \
@@ -74,7 +76,7 @@ $(VENV)/.stamp-demo: pyproject.toml $(VENV)/.stamp-torch
 	@set -o pipefail; $(PIP) -c constraints.txt -e . | $(PIP_PROGRESS)
 	@touch $@
 
-$(VENV)/.stamp-dev: pyproject.toml $(VENV)/.stamp-torch
+$(VENV)/.stamp-dev: pyproject.toml $(wildcard integrations/*/pyproject.toml) $(VENV)/.stamp-torch
 	@echo "==> Installing searchr3-embed with all that training, evaluation and tests need (minutes the first time)"
-	@set -o pipefail; $(PIP) -c constraints.txt -e ".[dev,train,eval]" | $(PIP_PROGRESS)
+	@set -o pipefail; $(PIP) -c constraints.txt -e ".[dev,train,eval]" $(INTEGRATIONS) | $(PIP_PROGRESS)
 	@touch $@ $(VENV)/.stamp-demo
