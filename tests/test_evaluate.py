@@ -15,7 +15,7 @@ import pytest
 from training import evaluate as ev
 from training import report
 from training.data import BeirData, DataError, read_beir
-from training.evaluate import NDCG, RECALL, Settings
+from training.report import NDCG, RECALL, Settings
 
 DOCUMENTS = {
     "d1": ("Tides", "The moon pulls the oceans, so the water rises twice a day."),
