@@ -32,7 +32,7 @@ from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from benchmarks.fidelity import cosines, embeddings, forward_states, sample_queries
-from training.data import DataError, read_beir
+from training.beir import DataError, read_beir
 
 if TYPE_CHECKING:
     from searchr3_embed import ReasoningEmbedder

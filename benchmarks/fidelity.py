@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from training.data import DataError, beir_folders, read_beir
+from training.beir import DataError, beir_folders, read_beir
 
 if TYPE_CHECKING:
     from searchr3_embed import Reasoning, ReasoningEmbedder

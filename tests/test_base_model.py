@@ -15,10 +15,10 @@ from transformers import BertConfig, BertModel
 from searchr3_embed import ReasoningEmbedder
 from searchr3_embed.conversation import Prompts
 from tests import tiny
-from training import base_model, records
+from training import base_model
 from training.base_model import Config
+from training.data import Record, read_folder, read_records, split_held_out
 from training.reasoning import predictable_terms
-from training.records import Record
 
 TOPICS = {
     "river": "the river flows through the valley into the sea where water and salt meet",
@@ -176,7 +176,7 @@ def test_further_training_starts_where_the_first_ended(data: Path, overrides: li
 
 def test_batches_depend_on_the_step_alone(data: Path, overrides: list[str]) -> None:
     config = Config.load(Path(base_model.__file__).parent / "configs" / "base_model.yaml", overrides)
-    training = records.read_folder(data, config.sources)
+    training = read_folder(data, config.sources)
     _, tokenizer = base_model.make_causal(config.teacher, Prompts())
     conversation = base_model.Conversation(tokenizer, Prompts(), max_length=64, position_limit=128)
     forwards = base_model.Batches(config, training, {"notes": ["a paragraph", "another one"]}, conversation)
@@ -228,7 +228,7 @@ def test_bad_records_are_named(tmp_path: Path, line: str, named: str) -> None:
     good = json.dumps({"query": "x", "positives": ["y"]})
     (tmp_path / "a.jsonl").write_text(f"{good}\n{line}\n")
     with pytest.raises(ValueError, match=f"a.jsonl:2.*{named}"):
-        records.read_records(tmp_path / "a.jsonl")
+        read_records(tmp_path / "a.jsonl")
 
 
 def test_bad_settings_are_named(
@@ -243,7 +243,7 @@ def test_bad_settings_are_named(
 
 def test_held_out_rows_are_apart_and_stable() -> None:
     rows = [Record(f"q{i}", ("d",), (), "s") for i in range(300)]
-    training, apart = records.split_held_out(rows, one_in=10, limit=1000)
+    training, apart = split_held_out(rows, one_in=10, limit=1000)
     assert apart and len(training) + len(apart) == 300
-    again, _ = records.split_held_out(rows[::-1], one_in=10, limit=1000)
+    again, _ = split_held_out(rows[::-1], one_in=10, limit=1000)
     assert {r.query for r in again} == {r.query for r in training}

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import engine, fidelity
 from searchr3_embed import ReasoningEmbedder
 from tests.test_evaluate import DOCUMENTS, QUERIES, write_beir
-from training.data import DataError
+from training.beir import DataError
 
 TEXTS = [
     "tides",

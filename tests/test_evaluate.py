@@ -14,7 +14,7 @@ import pytest
 
 from training import evaluate as ev
 from training import report
-from training.data import BeirData, DataError, read_beir
+from training.beir import BeirData, DataError, read_beir
 from training.report import NDCG, RECALL, Settings
 
 DOCUMENTS = {

@@ -45,9 +45,9 @@ from transformers import (
 
 from searchr3_embed import ReasoningEmbedder, decoding
 from searchr3_embed.conversation import Conversation, Prompts
-from training import records as records_module
+from training.data import Record, mix, read_folder, split_held_out
 from training.reasoning import predictable_terms
-from training.records import Record
+from training.texts import PYTHON_STDLIB, python_functions, read_paragraphs
 
 logger = logging.getLogger("training.base_model")
 
@@ -291,12 +291,10 @@ class Batches:
         if unknown := sorted(set(config.excerpt_sources) - set(documents)):
             raise ValueError(f"excerpt_sources names {unknown}; there are {sorted(documents)}.")
         self.excerpted = {source: documents[source] for source in config.excerpt_sources}
-        self._all = [
-            record for group in records_module.mix(training, config.sources, 1, config.seed) for record in group
-        ]
+        self._all = [record for group in mix(training, config.sources, 1, config.seed) for record in group]
         self.group_size = config.pairs_per_step // GROUPS_PER_STEP
         self._epoch_number = 0
-        self._epoch = records_module.mix(training, config.sources, self.group_size, config.seed)
+        self._epoch = mix(training, config.sources, self.group_size, config.seed)
         # Every epoch draws as many records of each source, so that all have the same number of groups.
         self._steps_per_epoch = len(self._epoch) // GROUPS_PER_STEP
 
@@ -336,9 +334,7 @@ class Batches:
         """The records of one step: groups of one source each, whose documents are hard negatives for one another."""
         epoch, place = divmod(step, self._steps_per_epoch)
         if epoch != self._epoch_number:
-            self._epoch = records_module.mix(
-                self.training, self.config.sources, self.group_size, self.config.seed + epoch
-            )
+            self._epoch = mix(self.training, self.config.sources, self.group_size, self.config.seed + epoch)
             self._epoch_number = epoch
         groups = self._epoch[place * GROUPS_PER_STEP : (place + 1) * GROUPS_PER_STEP]
         return [record for group in groups for record in group]
@@ -597,12 +593,12 @@ def train(config: Config, data: Path, text_files: Sequence[Path], out: Path) -> 
     teacher = Teacher.load(folder)
 
     training, held_out = {}, []
-    for source, rows in records_module.read_folder(data, config.sources).items():
-        training[source], apart = records_module.split_held_out(rows, config.held_out_one_in, config.held_out_limit)
+    for source, rows in read_folder(data, config.sources).items():
+        training[source], apart = split_held_out(rows, config.held_out_one_in, config.held_out_limit)
         held_out += apart
-    texts = {path.name.split(".")[0]: records_module.read_paragraphs(path) for path in text_files}
-    if records_module.PYTHON_STDLIB in config.excerpt_sources:
-        texts[records_module.PYTHON_STDLIB] = records_module.python_functions()
+    texts = {path.name.split(".")[0]: read_paragraphs(path) for path in text_files}
+    if PYTHON_STDLIB in config.excerpt_sources:
+        texts[PYTHON_STDLIB] = python_functions()
     batches = Batches(config, training, texts, conversation)
 
     decayed = [p for p in model.parameters() if p.ndim > 1]

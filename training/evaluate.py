@@ -4,7 +4,7 @@
 
 Our checkpoints are measured twice, direct (one forward pass per query) and reasoning (think, then embed), against the
 same document vectors. Ranking is exact (inner product of normalised vectors), the metrics are trec_eval's, through
-pytrec_eval. The folder layout is described in ``training/data.py``.
+pytrec_eval. The folder layout is described in ``training/beir.py``.
 
 Files in ``--out``: results.json (everything), results.md and results.png (for people), per_query.jsonl (nDCG@10 and
 recall@100 of every query), reasoning.jsonl (what the model wrote for every query), cells/ (one file per model and set;
@@ -31,7 +31,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from training.data import BeirData, DataError, beir_folders, read_beir
+from training.beir import BeirData, DataError, beir_folders, read_beir
 from training.report import TREC_MEASURES, Cell, Settings, render, summarise, write_results, write_whole
 
 DEPTH = 100

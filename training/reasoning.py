@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from tqdm import tqdm
 
-from training.records import Record
+from training.data import Record
 
 _WORD = r"(?u)\b[a-z][a-z]{2,}\b"
 # Two words with so many equal first letters count as forms of one word: "symptom" says nothing after "symptoms".
