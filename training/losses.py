@@ -1,0 +1,113 @@
+"""The terms of the supervised loss, each a pure function of tensors.
+
+``L = L_SFT + L_KL + L_InfoNCE + L_triplet`` is the paper's sum (https://arxiv.org/abs/2510.07048); the distance to a
+teacher and the unlikelihood of repeated words are ours. The functions of embeddings return means over the queries, the
+functions of logits return sums over the tokens, because the tokens of one batch come in several forward passes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def info_nce(queries: Tensor, documents: Tensor, gold: Tensor, excluded: Tensor, temperature: float) -> Tensor:
+    """InfoNCE of each query against all documents (van den Oord et al. 2018, https://arxiv.org/abs/1807.03748).
+
+    Args:
+        queries: Unit rows, shape (queries, dimension).
+        documents: Unit rows, shape (documents, dimension).
+        gold: Number of the document that answers each query, int64 of shape (queries,).
+        excluded: True where a document is no negative of a query because it answers it too, bool of shape
+            (queries, documents); what stands there at the gold document does not matter.
+        temperature: Divides the cosines.
+
+    Returns:
+        The mean over the queries, a scalar.
+    """
+    scores = _without(queries @ documents.T / temperature, gold, excluded)
+    return F.cross_entropy(scores, gold)
+
+
+def triplet_margin(queries: Tensor, documents: Tensor, gold: Tensor, excluded: Tensor, margin: float) -> Tensor:
+    """``max(0, margin - cos(q, d+) + cos(q, d-))`` with the hardest negative of the batch as d-.
+
+    Args:
+        queries: Unit rows, shape (queries, dimension).
+        documents: Unit rows, shape (documents, dimension).
+        gold: As in :func:`info_nce`.
+        excluded: As in :func:`info_nce`.
+        margin: By how much the right document must be nearer, in cosine.
+
+    Returns:
+        The mean over the queries, a scalar; 0 where a batch holds no negative at all.
+    """
+    scores = _without(queries @ documents.T, gold, excluded)
+    right = scores.gather(1, gold[:, None]).squeeze(1)
+    # Set apart by -inf rather than by an index, so that a query without negatives has no loss instead of an error.
+    hardest = scores.scatter(1, gold[:, None], -math.inf).amax(dim=1)
+    return F.relu(margin - right + hardest).mean()
+
+
+def _without(scores: Tensor, gold: Tensor, excluded: Tensor) -> Tensor:
+    """Scores in which documents that answer the query too, the gold one apart, can't win."""
+    others = excluded.scatter(1, gold[:, None], False)
+    return scores.masked_fill(others, -math.inf)
+
+
+def distance(vectors: Tensor, targets: Tensor) -> Tensor:
+    """Mean of ``1 - cosine`` between unit rows of the student and of the teacher, both (rows, dimension)."""
+    return 1 - (vectors * targets).sum(-1).mean()
+
+
+def language(logits: Tensor, goals: Tensor) -> Tensor:
+    """Cross-entropy of the next tokens.
+
+    Args:
+        logits: Float32 of shape (tokens, vocabulary).
+        goals: The tokens that come, int64 of shape (tokens,).
+
+    Returns:
+        The sum over the tokens, a scalar.
+    """
+    return F.cross_entropy(logits, goals, reduction="sum")
+
+
+def divergence(logits: Tensor, reference: Tensor) -> Tensor:
+    """Kullback-Leibler divergence KL(tuned || frozen) of the next-token distributions.
+
+    Args:
+        logits: Of the model in training, float32 of shape (tokens, vocabulary).
+        reference: Of the frozen base for the same tokens, same shape.
+
+    Returns:
+        The sum over the tokens, a scalar.
+    """
+    return F.kl_div(
+        F.log_softmax(reference, dim=-1), F.log_softmax(logits, dim=-1), reduction="sum", log_target=True
+    )
+
+
+def unlikelihood(logits: Tensor, answer: Sequence[int], taught: bool) -> Tensor:
+    """Unlikelihood of the tokens that an answer holds already (Welleck et al. 2020, https://arxiv.org/abs/1908.04319).
+
+    Args:
+        logits: At each place of the answer, float32 of shape (places, vocabulary).
+        answer: Token ids of the answer, the embed token last.
+        taught: Whether the answer is a target, whose own repetitions are right (pieces of different words).
+
+    Returns:
+        Minus the sum over places and earlier tokens of log(1 - p(token)), a scalar.
+    """
+    total = logits.new_zeros(())
+    odds = F.log_softmax(logits, dim=-1)
+    for place in range(1, len(answer)):
+        earlier = set(answer[:place]) - ({answer[place]} if taught else set())
+        if earlier:
+            chances = odds[place, sorted(earlier)].exp().clamp(max=1 - 1e-4)
+            total = total - torch.log1p(-chances).sum()
+    return total

@@ -1,0 +1,467 @@
+"""Stage 1: supervised training of a causal language model into a reasoning embedder.
+
+    python -m training.sft --config training/configs/mini.yaml --data DATA/train --output_dir runs/sft
+
+The settings come from the YAML file; any of them can be given on the command line too, where it wins. The trained model
+is written to OUTPUT_DIR/model, ready for ``ReasoningEmbedder``. Killed and started again with the same command, the
+run goes on from its last checkpoint and ends with the same weights. Several GPUs:
+``accelerate launch --config_file training/configs/fsdp.yaml -m training.sft --config ...``
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import datasets
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from trl import ModelConfig, SFTConfig, TrlParser, get_peft_config
+
+from searchr3_embed import checkpoints
+from searchr3_embed.conversation import PROMPTS_FILE, Conversation, Prompts
+from training import data as data_module
+from training import dev
+from training.beir import BeirData, beir_folders, read_beir
+from training.data import Record
+from training.export import average, export
+from training.reasoning import load_embedder, terms_reasoning
+from training.trainer import EmbeddingTrainer, LossSettings, last_checkpoint
+from training.turns import Collator
+
+logger = logging.getLogger("training.sft")
+
+RUN_FILE = "run.json"
+# Settings that may differ between a run and its continuation: they do not decide the weights.
+_FREE = {
+    "output_dir", "data", "logging_steps", "logging_dir", "logging_strategy", "logging_first_step", "report_to",
+    "run_name", "save_total_limit", "disable_tqdm", "log_level", "log_level_replica", "dataloader_num_workers",
+    "dataloader_pin_memory", "export_dtype", "dev", "local_rank", "trackio_space_id", "project", "save_steps",
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class SFTArguments(SFTConfig):
+    """Settings of stage 1. "paper" marks what its sources state, "ours" what they leave open."""
+
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "sources", "prompts", "document_lengths"]
+
+    data: str | None = dataclasses.field(
+        default=None, metadata={"help": "Folder of the sources that are given by name alone."}
+    )
+    sources: dict | str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "Source -> how often it is seen in an epoch (1.5: every record once, half of them twice). A source "
+            "is the name of a JSONL file in --data, a path, a BEIR folder or hub:NAME. Which sets: paper (TriviaQA, "
+            "MS MARCO, CodeSearchNet, MIRACL, S2ORC, synthetic triples); the weights: ours."
+        },
+    )
+    exclude: list[str] | None = dataclasses.field(
+        default=None, metadata={"help": "BEIR folders whose queries must not be trained on, nor close copies of them."}
+    )
+    dev: list[str] | None = dataclasses.field(
+        default=None, metadata={"help": "BEIR folders whose dev split chooses the best checkpoint."}
+    )
+    held_out_one_in: int = dataclasses.field(
+        default=60, metadata={"help": "One in so many training records is kept apart to choose by (ours)."}
+    )
+    held_out_limit: int = dataclasses.field(
+        default=60, metadata={"help": "At most so many records a source are kept apart; 0 keeps none (ours)."}
+    )
+    prompts: dict | str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "The words of the two turns, see searchr3_embed.conversation.Prompts; default: the base's."},
+    )
+    reasoning: str = dataclasses.field(
+        default="records",
+        metadata={
+            "help": "Reasoning targets: 'records' takes those in the records (paper: none known, the RL stage starts "
+            "without), 'terms' chooses terms that an answer would contain (ours), 'none'.",
+            "choices": ["records", "terms", "none"],
+        },
+    )
+    query_length: int = dataclasses.field(default=64, metadata={"help": "Most tokens of a query (ours)."})
+    document_lengths: dict | str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "Most tokens of a document -> share of steps with that limit (ours). Default: {512: 1}."},
+    )
+    groups_per_step: int = dataclasses.field(
+        default=2,
+        metadata={"help": "A step mixes records of so many sources; fewer make harder in-batch negatives (ours)."},
+    )
+    negatives: int = dataclasses.field(
+        default=1, metadata={"help": "Explicit hard negatives of a record in one step (paper: used; number ours)."}
+    )
+    language_weight: float = dataclasses.field(
+        default=1.0, metadata={"help": "Weight of L_SFT, cross-entropy of the answers (term: paper; weight: ours)."}
+    )
+    kl_weight: float = dataclasses.field(
+        default=0.1, metadata={"help": "Weight of L_KL to the frozen base, same tokens (term: paper; weight: ours)."}
+    )
+    contrast_weight: float = dataclasses.field(
+        default=1.0, metadata={"help": "Weight of L_InfoNCE (term: paper; weight: ours)."}
+    )
+    triplet_weight: float = dataclasses.field(
+        default=1.0, metadata={"help": "Weight of L_triplet (term: paper; weight: ours)."}
+    )
+    tau: float = dataclasses.field(
+        default=0.05, metadata={"help": "Temperature of InfoNCE (paper: set, value unknown; ours 0.05)."}
+    )
+    margin: float = dataclasses.field(
+        default=0.15, metadata={"help": "theta of the triplet loss, in cosine (paper: set, value unknown; ours 0.15)."}
+    )
+    teacher: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "A sentence-transformers model to stay close to; 'teacher' is all-MiniLM-L6-v2 (ours)."},
+    )
+    distil_weight: float = dataclasses.field(
+        default=0.0, metadata={"help": "Weight of 1 - cos(direct embedding, teacher's embedding) (ours)."}
+    )
+    distil_reasoning_weight: float = dataclasses.field(
+        default=0.0, metadata={"help": "The same for the reasoning embedding and the teacher's of the query (ours)."}
+    )
+    own_reasoning: float = dataclasses.field(
+        default=1.0,
+        metadata={
+            "help": "Share of the records with a reasoning target whose query is also embedded after reasoning that "
+            "the model wrote itself, as at inference (ours)."
+        },
+    )
+    own_temperature: float = dataclasses.field(
+        default=0.0, metadata={"help": "Temperature of that reasoning; 0 takes the likeliest token (ours)."}
+    )
+    target_contrast: bool = dataclasses.field(
+        default=True, metadata={"help": "Whether queries are also embedded after the reasoning target (ours)."}
+    )
+    tokens_per_forward: int = dataclasses.field(
+        default=16384, metadata={"help": "Padded tokens of one forward pass; bounds the memory of a step (ours)."}
+    )
+    grad_cache: bool = dataclasses.field(
+        default=True,
+        metadata={
+            "help": "Keep only embeddings of the batch and compute each chunk twice, so that memory does not grow "
+            "with the batch; false is a third faster where the whole batch fits (ours)."
+        },
+    )
+    average_with_start: float = dataclasses.field(
+        default=0.0, metadata={"help": "Share of the base's weights in the exported model (ours)."}
+    )
+    export_dtype: str = dataclasses.field(
+        default="bfloat16",
+        metadata={"help": "Of the exported weights.", "choices": ["float32", "float16", "bfloat16"]},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.remove_unused_columns = False
+        self.dataset_kwargs = {"skip_prepare_dataset": True}
+        lengths = cast(Mapping[Any, float], self.document_lengths or {512: 1.0})
+        self.document_lengths = {int(length): float(share) for length, share in lengths.items()}
+        if not self.sources or not isinstance(self.sources, dict):
+            raise ValueError(f"sources must map each source to its weight, got {self.sources!r}.")
+        for name in ("tau", "query_length", "groups_per_step", "tokens_per_forward", "held_out_one_in"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}.")
+        for name in ("own_reasoning", "average_with_start"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)!r}.")
+        if (self.distil_weight or self.distil_reasoning_weight) and not self.teacher:
+            raise ValueError("distil_weight and distil_reasoning_weight need a teacher.")
+
+    @property
+    def loss(self) -> LossSettings:
+        """The part that decides the loss."""
+        return LossSettings(
+            language=self.language_weight,
+            divergence=self.kl_weight,
+            contrast=self.contrast_weight,
+            triplet=self.triplet_weight,
+            distil=self.distil_weight,
+            distil_reasoning=self.distil_reasoning_weight,
+            temperature=self.tau,
+            margin=self.margin,
+            own_reasoning=self.own_reasoning,
+            target_contrast=self.target_contrast,
+            own_temperature=self.own_temperature,
+        )
+
+
+def load_base(
+    folder: Path, prompts: Mapping[str, Any] | None, **kwargs: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Prompts]:
+    """Loads the model to train, and adds the embed token where it has none.
+
+    Args:
+        folder: A causal language model: a plain one with a chat template, or a checkpoint of this package.
+        prompts: Fields of ``Prompts``; None takes the checkpoint's own.
+        **kwargs: Passed to ``AutoModelForCausalLM.from_pretrained``.
+
+    Raises:
+        ValueError: There is no chat template, or there are no prompts.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"{folder} has no chat template (chat_template.jinja): the turns can't be written. Take an instruction-"
+            "tuned model, or add the template that it was trained with."
+        )
+    own = Prompts.load(folder) if (folder / PROMPTS_FILE).exists() else None
+    words = Prompts(**prompts) if prompts is not None else own
+    if words is None:
+        raise ValueError(f"{folder} holds no {PROMPTS_FILE}; the settings must give prompts.")
+    if own is not None and own != words:
+        logger.warning("the settings' prompts replace those of %s", folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, **kwargs)
+    if words.embed_token not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [words.embed_token]})
+        add_token(model, tokenizer.convert_tokens_to_ids(words.embed_token), tokenizer.eos_token_id)
+    return model, tokenizer, words
+
+
+@torch.no_grad()
+def add_token(model: PreTrainedModel, token: int, like: int | None) -> None:
+    """Gives a new token rows in the embedding and in the head; they begin as those of another token.
+
+    Args:
+        model: Changed in place; grows only where it has no spare row, as Qwen's padded vocabulary has.
+        token: Id of the new token.
+        like: Id of the token that ends a turn; None takes the mean of all tokens.
+    """
+    if model.get_input_embeddings().weight.shape[0] <= token:
+        model.resize_token_embeddings(token + 1, mean_resizing=False)
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        rows: Any = module.weight
+        rows[token] = rows[:token].mean(dim=0) if like is None else rows[like]
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of the weight files in a checkpoint folder, to tell one base from another."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def check_same_run(out: Path, settings: Mapping[str, Any]) -> None:
+    """Notes what decides the weights in ``out/run.json``, or compares it with what stands there.
+
+    Raises:
+        ValueError: The folder holds a run with another base or other settings.
+    """
+    path = out / RUN_FILE
+    now = json.loads(json.dumps(settings, default=str))
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(now, indent=2, sort_keys=True), encoding="utf-8")
+        os.replace(partial, path)
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if changed := sorted(name for name in {*before, *now} if before.get(name) != now.get(name)):
+        told = "; ".join(f"{name}: {before.get(name)!r} then, {now.get(name)!r} now" for name in changed)
+        raise ValueError(
+            f"{out} holds a run with other settings ({told}). Go on with the same settings, give another output_dir, "
+            "or delete the folder."
+        )
+
+
+def stream(training: Mapping[str, Sequence[Record]], rows: Mapping[int, int], args: SFTArguments) -> list[int]:
+    """Row numbers in the order of training, as many epochs as ``max_steps`` or ``num_train_epochs`` ask for.
+
+    Raises:
+        ValueError: No source holds enough records for its share of a step.
+    """
+    batch = args.per_device_train_batch_size * args.world_size
+    if batch % args.groups_per_step:
+        raise ValueError(f"groups_per_step ({args.groups_per_step}) must divide the records of a step ({batch}).")
+    weights = {name: float(cast(dict, args.sources)[name]) for name in training}
+    order: list[int] = []
+    epochs = 0
+    while len(order) < batch * args.max_steps if args.max_steps > 0 else epochs < args.num_train_epochs:
+        groups = data_module.mix(training, weights, batch // args.groups_per_step, args.seed + epochs)
+        if not groups:
+            raise ValueError(
+                f"No source has {batch // args.groups_per_step} records times its weight, as many as it gives to one "
+                "step; lower per_device_train_batch_size or raise groups_per_step."
+            )
+        order += [rows[id(record)] for group in groups for record in group]
+        epochs += 1
+    steps = args.max_steps if args.max_steps > 0 else len(order) // batch
+    return order[: steps * batch]
+
+
+def with_reasoning(records: Sequence[Record], kind: str, conversation: Conversation) -> list[Record]:
+    """The records with their reasoning targets; targets longer than the budget are left out, and counted."""
+    if kind == "none":
+        return [dataclasses.replace(record, reasoning=None) for record in records]
+    if kind == "terms":
+        chosen = terms_reasoning(records, embedder="teacher")
+        # A query whose answer can't be guessed learns to end its reasoning at once.
+        records = [dataclasses.replace(r, reasoning=text or "") for r, text in zip(records, chosen, strict=True)]
+    budget = conversation.default_max_reasoning_tokens
+    lengths = iter(conversation.text_ids([r.reasoning for r in records if r.reasoning is not None]))
+    kept = [r if r.reasoning is None or len(next(lengths)) <= budget else None for r in records]
+    if dropped := kept.count(None):
+        logger.warning("%d reasoning targets are longer than %d tokens and left out", dropped, budget)
+    return [r or dataclasses.replace(old, reasoning=None) for r, old in zip(kept, records, strict=True)]
+
+
+def teacher_function(name: str, conversation: Conversation, args: SFTArguments) -> Callable[..., Tensor]:
+    """A function from token ids of texts to the unit vectors of a sentence-transformers model."""
+    model = load_embedder(name).to(args.device).eval()
+
+    def teach(bodies: Sequence[Sequence[int]]) -> Tensor:
+        texts = [conversation.decode(body) for body in bodies]
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
+            vectors = model.encode(texts, convert_to_tensor=True, show_progress_bar=False, batch_size=32)
+        return F.normalize(vectors.float(), dim=-1)
+
+    return teach
+
+
+def dev_sets(args: SFTArguments, held_out: Mapping[str, Sequence[Record]]) -> list[BeirData]:
+    """The sets that choose the best checkpoint."""
+    sets = [read_beir(folder, split="dev") for folder in beir_folders([Path(path) for path in args.dev or []])]
+    return sets + [dev.held_out_set(source, records) for source, records in held_out.items() if records]
+
+
+def train(args: SFTArguments, model_args: ModelConfig) -> Path:
+    """Trains, or goes on training, and exports the result.
+
+    Args:
+        args: The settings.
+        model_args: The base and its adapters.
+
+    Returns:
+        The folder of the exported model.
+
+    Raises:
+        ValueError: Settings, data or an earlier run in the output folder do not fit.
+        FloatingPointError: The loss is not a number.
+    """
+    if not model_args.model_name_or_path:
+        raise ValueError("model_name_or_path must name the base to train: a folder or a hub id.")
+    out = Path(str(args.output_dir))
+    folder = checkpoints.find(model_args.model_name_or_path, revision=model_args.model_revision)
+    kwargs = {"dtype": getattr(torch, model_args.dtype or "float32"), "attn_implementation": model_args.attn_implementation}
+    model, tokenizer, prompts = load_base(folder, cast(Any, args.prompts), **kwargs)
+    conversation = Conversation(
+        tokenizer,
+        prompts,
+        max_length=min(args.max_length or 1024, model.config.max_position_embeddings),
+        position_limit=model.config.max_position_embeddings,
+        on_truncate="ignore",
+    )
+    settings = {name: value for name, value in args.to_dict().items() if name not in _FREE}
+    adapters = {name: value for name, value in dataclasses.asdict(model_args).items() if name != "model_name_or_path"}
+    check_same_run(out, {**settings, **adapters, "base": fingerprint(folder)})
+
+    loaded = data_module.load(
+        cast(dict, args.sources), Path(args.data) if args.data else None, exclude=[Path(p) for p in args.exclude or []]
+    )
+    training: dict[str, list[Record]] = {}
+    held_out: dict[str, list[Record]] = {}
+    for source, rows in loaded.sources.items():
+        training[source], held_out[source] = data_module.split_held_out(
+            rows, args.held_out_one_in, args.held_out_limit
+        )
+    records = [record for rows in training.values() for record in rows]
+    order = stream(training, {id(record): row for row, record in enumerate(records)}, args)
+    args.max_steps = len(order) // (args.per_device_train_batch_size * args.world_size)
+    records = with_reasoning(records, args.reasoning, conversation)
+
+    peft_config = get_peft_config(model_args)
+    if peft_config is not None:
+        cast(Any, peft_config).trainable_token_indices = [conversation.embed_token_id]
+    full = peft_config is None
+    reference = AutoModelForCausalLM.from_pretrained(folder, **kwargs) if full and args.kl_weight > 0 else None
+    if reference is not None and reference.get_input_embeddings().weight.shape != model.get_input_embeddings().weight.shape:
+        reference.resize_token_embeddings(model.get_input_embeddings().weight.shape[0], mean_resizing=False)
+    sets = dev_sets(args, held_out) if args.eval_strategy != "no" else []
+    trainer = EmbeddingTrainer(
+        conversation=conversation,
+        settings=args.loss,
+        tokens_per_forward=args.tokens_per_forward,
+        grad_cache=args.grad_cache,
+        reference=reference,
+        teach=teacher_function(args.teacher, conversation, args) if args.teacher else None,
+        dev_sets=sets,
+        model=model,
+        args=args,
+        train_dataset=datasets.Dataset.from_dict({"position": range(len(order)), "row": order}),
+        eval_dataset=datasets.Dataset.from_dict({"set": [data.name for data in sets]}) if sets else None,
+        data_collator=Collator(
+            records, conversation, args.query_length, cast(Any, args.document_lengths), args.negatives, args.seed
+        ),
+        processing_class=tokenizer,
+        peft_config=peft_config,
+    )
+    start = last_checkpoint(out)
+    if start is not None:
+        logger.info("going on from %s", start)
+    began = time.time()
+    trainer.train(resume_from_checkpoint=str(start) if start else None)
+    logger.info("trained in %.0f s", time.time() - began)
+    return _finish(trainer, tokenizer, conversation, args, folder, kwargs)
+
+
+def _finish(
+    trainer: EmbeddingTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Conversation,
+    args: SFTArguments,
+    folder: Path,
+    kwargs: Mapping[str, Any],
+) -> Path:
+    """Exports the trained model and the log of its losses."""
+    out = Path(str(args.output_dir))
+    trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(trained, "merge_and_unload"):
+        trained = trained.merge_and_unload()
+    if args.average_with_start:
+        average(trained, load_base(folder, dataclasses.asdict(conversation.prompts), **kwargs)[0], args.average_with_start)
+    target = out / "model"
+    if trainer.is_world_process_zero():
+        # TRL's head is a function put on the instance; the saved class is the plain one.
+        export(trained, tokenizer, conversation, target, getattr(torch, args.export_dtype))
+        lines = "".join(json.dumps(row) + "\n" for row in trainer.state.log_history)
+        (out / "metrics.jsonl").write_text(lines, encoding="utf-8")
+    return target
+
+
+def parse(argv: Sequence[str] | None = None) -> tuple[SFTArguments, ModelConfig]:
+    """Settings from ``--config FILE`` and the command line, which wins."""
+    parser = TrlParser((SFTArguments, ModelConfig), prog="python -m training.sft", description=(__doc__ or "").strip())
+    return cast(tuple[SFTArguments, ModelConfig], parser.parse_args_and_config(list(argv) if argv is not None else None))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status (2 for input that cannot be used)."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    transformers.utils.logging.set_verbosity_warning()
+    try:
+        folder = train(*parse(argv))
+    except (ValueError, FloatingPointError, OSError) as error:
+        print(f"error: {' '.join([str(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
+        return 2
+    print(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
