@@ -102,6 +102,23 @@ def read_beir(folder: str | Path, small: bool = False, split: str = "test") -> B
     return BeirData(folder.resolve().name, documents, {query: texts[query] for query in qrels}, qrels)
 
 
+def evaluation_queries(folder: Path) -> list[str]:
+    """The texts of all queries of a set, test, dev or not judged at all, but for those that only a train split judges.
+
+    Raises:
+        DataError: A file is missing, unreadable or broken.
+    """
+    texts = _read_texts(_require(folder, "queries"), titles=False)
+    trained, others = set(), set()
+    for path in (*folder.glob("qrels/*.tsv"), *folder.glob("qrels*.tsv")):
+        judged = {line.split("\t")[0] for _, line in read_lines(path)}
+        if path.stem in ("train", "qrels_train"):
+            trained |= judged
+        else:
+            others |= judged
+    return [text for query, text in texts.items() if query not in trained - others]
+
+
 def _find(folder: Path, stem: str) -> Path | None:
     candidates = (folder / f"{stem}.jsonl.gz", folder / f"{stem}.jsonl")
     return next((path for path in candidates if path.is_file()), None)
@@ -123,7 +140,7 @@ def _qrels_file(folder: Path, split: str) -> Path:
     raise DataError(f"{folder}: no judgements for split {split!r}: neither qrels/{nested.name} nor {flat.name} exists")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yields (line number from 1, line) of the non-blank lines; only a line feed ends a line, as JSONL demands."""
     number = 0
     try:
@@ -140,7 +157,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _read_texts(path: Path, titles: bool) -> dict[str, str]:
     texts: dict[str, str] = {}
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         where = f"{path}:{number}"
         identifier, text = _parse_record(where, line, titles)
         if identifier in texts:
@@ -174,7 +191,7 @@ def _parse_record(where: str, line: str, titles: bool) -> tuple[str, str]:
 
 def _read_qrels(path: Path, queries: dict[str, str], documents: dict[str, str]) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         where = f"{path}:{number}"
         fields = line.split("\t")
         if len(fields) != 3:
@@ -212,7 +229,7 @@ def _read_ids(path: Path, known: dict[str, Any], complaint: str) -> list[str]:
     if not path.is_file():
         raise DataError(f"{path}: missing; the small run needs {SMALL_QUERIES} and {SMALL_DOCUMENTS}")
     identifiers = []
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         if line not in known:
             raise DataError(f"{path}:{number}: {line!r} {complaint}")
         identifiers.append(line)

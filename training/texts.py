@@ -7,14 +7,14 @@ import sysconfig
 import textwrap
 from pathlib import Path
 
-from training.data import open_text
+from training.beir import read_lines
 
 PYTHON_STDLIB = "python_stdlib"  # name of the source that python_functions() gives
 
 
 def read_paragraphs(path: Path, fewest_words: int = 20) -> list[str]:
     """Paragraphs of a plain text file (one a line), short ones left out."""
-    return [line.strip() for line in open_text(path) if len(line.split()) >= fewest_words]
+    return [line.strip() for _, line in read_lines(path) if len(line.split()) >= fewest_words]
 
 
 def python_functions(fewest_words: int = 20) -> list[str]:
