@@ -61,7 +61,8 @@ class Record:
         positives: Documents that answer it; at least one.
         negatives: Documents that look alike and do not answer it; may be empty.
         source: Where it comes from.
-        reasoning: What a model should write before it embeds the query, where known.
+        reasoning: What a model should write before it embeds the query: None where it is not known, "" where it should
+            end its reasoning at once.
     """
 
     query: str
@@ -247,8 +248,8 @@ def _parse(where: str, row: Any, source: str) -> Record:
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected a record, an object with query and positives, found {type(row).__name__}")
 
-    def text(key: str, value: Any) -> str:
-        if not isinstance(value, str) or not value.strip():
+    def text(key: str, value: Any, may_be_empty: bool = False) -> str:
+        if not isinstance(value, str) or not (value.strip() or may_be_empty):
             raise DataError(f"{where}: {key!r} must hold non-empty text, found {_shown(value)}")
         try:
             value.encode()
@@ -273,7 +274,7 @@ def _parse(where: str, row: Any, source: str) -> Record:
         positives,
         texts("negatives"),
         source if origin is None else text("source", origin),
-        None if reasoning is None else text("reasoning", reasoning),
+        None if reasoning is None else text("reasoning", reasoning, may_be_empty=True),
     )
 
 
