@@ -17,6 +17,7 @@ import collections
 import dataclasses
 import email.utils
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -252,7 +253,8 @@ def first_object(text: str) -> dict[str, Any]:
         ValueError: There is none.
     """
     decoder = json.JSONDecoder(strict=False)  # models write line feeds into strings
-    for start in re.finditer(r"\{", text):
+    # Not every brace of an endless row of them: each failure costs as much as the text is long.
+    for start in itertools.islice(re.finditer(r"\{", text), 100):
         try:
             return decoder.raw_decode(text, start.start())[0]
         except RecursionError:
@@ -367,6 +369,9 @@ class _Run(Generic[T]):
         self.values: dict[str, T] = {}
         self.answers: Answers[T] = Answers([])
         self._key = api_key()
+        if self._key:
+            # Its traces show the headers of responses, and a server may say the key back in one.
+            logging.getLogger("httpcore").setLevel(logging.INFO)
         self._failed_in_a_row = 0
         self._quiet_until = 0.0  # a server that is told to be too busy by one request is so for all
         finished = set()
