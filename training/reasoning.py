@@ -11,7 +11,7 @@ another left.
 A term is worth learning to write when it is *salient* in the right document (TF-IDF), absent from the question, and
 *predictable*: it also stands in the documents that answer similar questions. Terms that no neighbour shares can't be
 guessed from the question, and a model taught to guess them learns to write noise; a query without predictable terms
-gets none.
+gets the empty reasoning, so the model also learns when to say nothing.
 """
 
 from __future__ import annotations
@@ -67,9 +67,12 @@ def terms_reasoning(
         records: Queries with the documents that answer them.
         embedder: What tells similar queries: name or folder of a SentenceTransformer, "teacher" for
             all-MiniLM-L6-v2, None for the words of the queries.
-        most_terms: See ``predictable_terms``, and so on.
+        most_terms: Most terms a query gets.
         neighbours: Number of similar queries whose documents vote.
         least_support: Votes that a term needs; 0 takes the salient terms without a vote.
+
+    Returns:
+        The terms of each record, space-separated; "" where nothing can be predicted.
     """
     vectors = None
     if embedder is not None and least_support:
@@ -80,7 +83,7 @@ def terms_reasoning(
     chosen = predictable_terms(
         records, vectors, most_terms=most_terms, neighbours=neighbours, least_support=least_support
     )
-    return [" ".join(terms) or None for terms in chosen]
+    return [" ".join(terms) for terms in chosen]
 
 
 def llm_reasoning(
@@ -245,7 +248,8 @@ def arguments() -> argparse.ArgumentParser:
         "terms",
         help="terms of the right document that the query lacks and that can be guessed; needs nothing but the data",
         description="Gives each record the salient terms of its positives (TF-IDF) that the query lacks and that the "
-        "documents of similar queries hold too. Records without such terms get no reasoning.",
+        "documents of similar queries hold too. A record without such terms gets the empty reasoning, which ends at "
+        "once.",
     )
     language = commands.add_parser(
         "llm",
@@ -325,9 +329,10 @@ def _write(args: argparse.Namespace, records: Sequence[Record], chosen: Sequence
     write_records(args.out, filled)
     held = 0 if args.overwrite else sum(record.reasoning is not None for record in records)
     now = sum(record.reasoning is not None for record in filled)
+    empty = sum(record.reasoning == "" for record in filled)
     print(
         f"{args.out}: {len(filled)} records; {now - held} got a reasoning, {held} had one already, "
-        f"{len(filled) - now} have none (only their direct turn is trained)"
+        f"{len(filled) - now} have none (only their direct turn is trained), {empty} an empty one (it ends at once)"
     )
 
 
