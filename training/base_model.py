@@ -22,9 +22,8 @@ import os
 import random
 import re
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +42,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from searchr3_embed import ReasoningEmbedder, decoding
+from searchr3_embed import decoding
 from searchr3_embed.conversation import Conversation, Prompts
+from training.batching import chunks_by_length, pad
 from training.data import Record, mix, read_folder, split_held_out
+from training.export import average, export
+from training.losses import distance, info_nce, language, unlikelihood
 from training.reasoning import predictable_terms
 from training.texts import PYTHON_STDLIB, python_functions, read_paragraphs
 
@@ -208,7 +210,7 @@ def teach(teacher: Teacher, bodies: Sequence[Sequence[int]], config: Config) -> 
     """
     turns = [[teacher.cls_id, *body[: config.max_length - 2], teacher.sep_id] for body in bodies]
     result = torch.empty(len(turns), teacher.model.config.hidden_size)
-    for rows in chunks_by_length(turns):
+    for rows in chunks_by_length(turns, CHUNK_TOKENS):
         ids, mask = pad([turns[row] for row in rows])
         with autocast(config):
             states = teacher.model(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -222,7 +224,7 @@ def teach(teacher: Teacher, bodies: Sequence[Sequence[int]], config: Config) -> 
 def student_states(model: PreTrainedModel, turns: Sequence[Sequence[int]], config: Config) -> list[Tensor]:
     """Last hidden states of each turn, in the given order; one (length, hidden size) tensor each."""
     states: dict[int, Tensor] = {}
-    for rows in chunks_by_length(turns):
+    for rows in chunks_by_length(turns, CHUNK_TOKENS):
         ids, _ = pad([turns[row] for row in rows])
         with autocast(config):
             # Padding stands on the right, where a causal model never looks: no mask is needed.
@@ -235,27 +237,6 @@ def student_states(model: PreTrainedModel, turns: Sequence[Sequence[int]], confi
 def last_states(states: Sequence[Tensor]) -> Tensor:
     """The embeddings: normalised float32 states at each turn's last token, shape (rows, hidden size)."""
     return F.normalize(torch.stack([state[-1] for state in states]).float(), dim=-1)
-
-
-def chunks_by_length(turns: Sequence[Sequence[int]], tokens: int = CHUNK_TOKENS) -> Iterator[list[int]]:
-    """Row numbers in chunks of about ``tokens`` padded tokens, longest first, so that little padding is computed."""
-    order = sorted(range(len(turns)), key=lambda row: -len(turns[row]))
-    start = 0
-    while start < len(order):
-        rows = max(1, tokens // len(turns[order[start]]))
-        yield order[start : start + rows]
-        start += rows
-
-
-def pad(turns: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Right-padded ids and attention mask, both int64 of shape (rows, longest); what pads is never looked at."""
-    longest = max(map(len, turns))
-    ids = torch.zeros(len(turns), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, turn in enumerate(turns):
-        ids[row, : len(turn)] = torch.tensor(turn)
-        mask[row, : len(turn)] = 1
-    return ids, mask
 
 
 def autocast(config: Config) -> torch.autocast:
@@ -340,22 +321,9 @@ class Batches:
         return [record for group in groups for record in group]
 
 
-def contrast(queries: Tensor, documents: Tensor, batch: Batch, temperature: float) -> Tensor:
-    """InfoNCE of each query against all documents of the batch, other right answers left out.
-
-    Args:
-        queries: Unit rows, shape (pairs, hidden size).
-        documents: Unit rows, shape (documents, hidden size); document ``i`` answers query ``i``.
-        batch: Says which texts are the same or answer the same query.
-        temperature: Divides the cosines.
-    """
-    scores = queries @ documents.T / temperature
-    for row, record in enumerate(batch.records):
-        right = set(record.positives)
-        for column, text in enumerate(batch.document_texts):
-            if column != row and text in right:
-                scores[row, column] = -math.inf
-    return F.cross_entropy(scores, torch.arange(len(queries)))
+def other_answers(batch: Batch) -> Tensor:
+    """True where a document of the batch answers a query, bool of shape (queries, documents)."""
+    return torch.tensor([[text in record.positives for text in batch.document_texts] for record in batch.records])
 
 
 def losses(
@@ -383,9 +351,10 @@ def losses(
     targets = teach(teacher, bodies, config)
     direct = last_states(student_states(model, conversation.direct_turns(bodies), config))
     documents = direct[count : count + len(batch.documents)]
+    gold, excluded = torch.arange(count), other_answers(batch)
     result = {
-        "distil": 1 - (direct * targets).sum(-1).mean(),
-        "contrast": contrast(direct[:count], documents, batch, config.temperature),
+        "distil": distance(direct, targets),
+        "contrast": info_nce(direct[:count], documents, gold, excluded, config.temperature),
     }
     if terms is None:
         return result
@@ -402,41 +371,22 @@ def losses(
     states = student_states(model, [p + a for p, a in zip(prompts, closed, strict=True)], config)
     thoughtful = last_states(states)
     further = teach(teacher, batch.further_queries, config)
-    result["reasoning_distil"] = 1 - (thoughtful * torch.cat([targets[:count], further])).sum(-1).mean()
-    result["reasoning_contrast"] = contrast(thoughtful[:count], documents, batch, config.temperature)
+    result["reasoning_distil"] = distance(thoughtful, torch.cat([targets[:count], further]))
+    result["reasoning_contrast"] = info_nce(thoughtful[:count], documents, gold, excluded, config.temperature)
     # The state before each token predicts it.
     before = [state[-len(answer) - 1 : -1] for state, answer in zip(states, closed, strict=True)]
     with autocast(config):
         head: Any = model.cls
         logits = head(torch.cat(before))
-    odds = F.log_softmax(logits.float(), dim=-1).split([len(answer) for answer in closed])
+    places = logits.float().split([len(answer) for answer in closed])
     # What the model wrote by itself is no target, but where it repeats itself it learns not to.
-    goals = [odds[row].gather(1, torch.tensor(closed[row])[:, None]) for row, good in enumerate(taught) if good]
-    result["language"] = -torch.cat(goals).mean()
+    goals = [torch.tensor(answer) for answer, good in zip(closed, taught, strict=True) if good]
+    taught_places = [row for row, good in zip(places, taught, strict=True) if good]
+    result["language"] = language(torch.cat(taught_places), torch.cat(goals)) / sum(map(len, goals))
     result["repeat"] = torch.stack(
-        [repetition(o, a, good) for o, a, good in zip(odds, closed, taught, strict=True)]
+        [unlikelihood(row, a, good) for row, a, good in zip(places, closed, taught, strict=True)]
     ).mean()
     return result
-
-
-def repetition(odds: Tensor, answer: Sequence[int], taught: bool) -> Tensor:
-    """Unlikelihood of the words that an answer holds already (Welleck et al. 2020, https://arxiv.org/abs/1908.04319).
-
-    Args:
-        odds: Log-probabilities at each place of the answer, shape (places, vocabulary).
-        answer: Token ids, the embed token last.
-        taught: Whether the answer is a target, whose own repetitions are right (pieces of different words).
-
-    Returns:
-        Minus the sum over places and earlier tokens of log(1 - p(token)), a scalar.
-    """
-    total = odds.new_zeros(())
-    for place in range(1, len(answer)):
-        earlier = set(answer[:place]) - ({answer[place]} if taught else set())
-        if earlier:
-            chances = odds[place, sorted(earlier)].exp().clamp(max=1 - 1e-4)
-            total = total - torch.log1p(-chances).sum()
-    return total
 
 
 def write(model: PreTrainedModel, conversation: Conversation, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -545,35 +495,6 @@ def save_state(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimi
     partial = path.with_suffix(".partial")
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, partial)
     os.replace(partial, path)
-
-
-@torch.no_grad()
-def average(model: PreTrainedModel, start: PreTrainedModel, share: float) -> None:
-    """Moves the weights towards those that training began with.
-
-    What further training on one mix of texts forgets of another comes back (Wortsman et al. 2022,
-    https://arxiv.org/abs/2109.01903).
-
-    Args:
-        model: Changed in place.
-        start: The same architecture, before training.
-        share: Weight of ``start``: 0 changes nothing, 1 gives ``start``.
-    """
-    for mine, other in zip(model.parameters(), start.parameters(), strict=True):
-        mine.lerp_(other, share)
-
-
-def export(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, conversation: Conversation, folder: Path
-) -> None:
-    """Writes the trained model in half precision, in the layout that ReasoningEmbedder and stock libraries load."""
-    with tempfile.TemporaryDirectory() as bare:
-        model.save_pretrained(bare)
-        tokenizer.model_max_length = conversation.max_length
-        tokenizer.save_pretrained(bare)
-        conversation.prompts.save(bare)
-        embedder = ReasoningEmbedder(bare, device="cpu", model_kwargs={"dtype": torch.float16})
-        embedder.save_pretrained(str(folder), create_model_card=False)
 
 
 def train(config: Config, data: Path, text_files: Sequence[Path], out: Path) -> None:

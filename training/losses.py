@@ -87,9 +87,7 @@ def divergence(logits: Tensor, reference: Tensor) -> Tensor:
     Returns:
         The sum over the tokens, a scalar.
     """
-    return F.kl_div(
-        F.log_softmax(reference, dim=-1), F.log_softmax(logits, dim=-1), reduction="sum", log_target=True
-    )
+    return F.kl_div(F.log_softmax(reference, dim=-1), F.log_softmax(logits, dim=-1), reduction="sum", log_target=True)
 
 
 def unlikelihood(logits: Tensor, answer: Sequence[int], taught: bool) -> Tensor:

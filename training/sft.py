@@ -2,9 +2,9 @@
 
     python -m training.sft --config training/configs/mini.yaml --data DATA/train --output_dir runs/sft
 
-The settings come from the YAML file; any of them can be given on the command line too, where it wins. The trained model
-is written to OUTPUT_DIR/model, ready for ``ReasoningEmbedder``. Killed and started again with the same command, the
-run goes on from its last checkpoint and ends with the same weights. Several GPUs:
+The settings come from the YAML file; any of them can be given on the command line too, where it wins. The trained
+model is written to OUTPUT_DIR/model, ready for ``ReasoningEmbedder``. Killed and started again with the same command,
+the run goes on from its last checkpoint and ends with the same weights. Several GPUs:
 ``accelerate launch --config_file training/configs/fsdp.yaml -m training.sft --config ...``
 """
 
@@ -27,7 +27,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl import ModelConfig, SFTConfig, TrlParser, get_peft_config
+from trl import ModelConfig, get_peft_config
 
 from searchr3_embed import checkpoints
 from searchr3_embed.conversation import PROMPTS_FILE, Conversation, Prompts
@@ -36,8 +36,9 @@ from training import dev
 from training.beir import BeirData, beir_folders, read_beir
 from training.data import Record
 from training.export import average, export
-from training.reasoning import load_embedder, terms_reasoning
-from training.trainer import EmbeddingTrainer, LossSettings, last_checkpoint
+from training.reasoning import load_embedder
+from training.sft_config import SFTArguments, parse
+from training.trainer import EmbeddingTrainer, last_checkpoint
 from training.turns import Collator
 
 logger = logging.getLogger("training.sft")
@@ -49,153 +50,6 @@ _FREE = {
     "run_name", "save_total_limit", "disable_tqdm", "log_level", "log_level_replica", "dataloader_num_workers",
     "dataloader_pin_memory", "export_dtype", "dev", "local_rank", "trackio_space_id", "project", "save_steps",
 }  # fmt: skip
-
-
-@dataclasses.dataclass
-class SFTArguments(SFTConfig):
-    """Settings of stage 1. "paper" marks what its sources state, "ours" what they leave open."""
-
-    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "sources", "prompts", "document_lengths"]
-
-    data: str | None = dataclasses.field(
-        default=None, metadata={"help": "Folder of the sources that are given by name alone."}
-    )
-    sources: dict | str | None = dataclasses.field(
-        default=None,
-        metadata={
-            "help": "Source -> how often it is seen in an epoch (1.5: every record once, half of them twice). A source "
-            "is the name of a JSONL file in --data, a path, a BEIR folder or hub:NAME. Which sets: paper (TriviaQA, "
-            "MS MARCO, CodeSearchNet, MIRACL, S2ORC, synthetic triples); the weights: ours."
-        },
-    )
-    exclude: list[str] | None = dataclasses.field(
-        default=None, metadata={"help": "BEIR folders whose queries must not be trained on, nor close copies of them."}
-    )
-    dev: list[str] | None = dataclasses.field(
-        default=None, metadata={"help": "BEIR folders whose dev split chooses the best checkpoint."}
-    )
-    held_out_one_in: int = dataclasses.field(
-        default=60, metadata={"help": "One in so many training records is kept apart to choose by (ours)."}
-    )
-    held_out_limit: int = dataclasses.field(
-        default=60, metadata={"help": "At most so many records a source are kept apart; 0 keeps none (ours)."}
-    )
-    prompts: dict | str | None = dataclasses.field(
-        default=None,
-        metadata={"help": "The words of the two turns, see searchr3_embed.conversation.Prompts; default: the base's."},
-    )
-    reasoning: str = dataclasses.field(
-        default="records",
-        metadata={
-            "help": "Reasoning targets: 'records' takes those in the records (paper: none known, the RL stage starts "
-            "without), 'terms' chooses terms that an answer would contain (ours), 'none'.",
-            "choices": ["records", "terms", "none"],
-        },
-    )
-    query_length: int = dataclasses.field(default=64, metadata={"help": "Most tokens of a query (ours)."})
-    document_lengths: dict | str | None = dataclasses.field(
-        default=None,
-        metadata={"help": "Most tokens of a document -> share of steps with that limit (ours). Default: {512: 1}."},
-    )
-    groups_per_step: int = dataclasses.field(
-        default=2,
-        metadata={"help": "A step mixes records of so many sources; fewer make harder in-batch negatives (ours)."},
-    )
-    negatives: int = dataclasses.field(
-        default=1, metadata={"help": "Explicit hard negatives of a record in one step (paper: used; number ours)."}
-    )
-    language_weight: float = dataclasses.field(
-        default=1.0, metadata={"help": "Weight of L_SFT, cross-entropy of the answers (term: paper; weight: ours)."}
-    )
-    kl_weight: float = dataclasses.field(
-        default=0.1, metadata={"help": "Weight of L_KL to the frozen base, same tokens (term: paper; weight: ours)."}
-    )
-    contrast_weight: float = dataclasses.field(
-        default=1.0, metadata={"help": "Weight of L_InfoNCE (term: paper; weight: ours)."}
-    )
-    triplet_weight: float = dataclasses.field(
-        default=1.0, metadata={"help": "Weight of L_triplet (term: paper; weight: ours)."}
-    )
-    tau: float = dataclasses.field(
-        default=0.05, metadata={"help": "Temperature of InfoNCE (paper: set, value unknown; ours 0.05)."}
-    )
-    margin: float = dataclasses.field(
-        default=0.15, metadata={"help": "theta of the triplet loss, in cosine (paper: set, value unknown; ours 0.15)."}
-    )
-    teacher: str | None = dataclasses.field(
-        default=None,
-        metadata={"help": "A sentence-transformers model to stay close to; 'teacher' is all-MiniLM-L6-v2 (ours)."},
-    )
-    distil_weight: float = dataclasses.field(
-        default=0.0, metadata={"help": "Weight of 1 - cos(direct embedding, teacher's embedding) (ours)."}
-    )
-    distil_reasoning_weight: float = dataclasses.field(
-        default=0.0, metadata={"help": "The same for the reasoning embedding and the teacher's of the query (ours)."}
-    )
-    own_reasoning: float = dataclasses.field(
-        default=1.0,
-        metadata={
-            "help": "Share of the records with a reasoning target whose query is also embedded after reasoning that "
-            "the model wrote itself, as at inference (ours)."
-        },
-    )
-    own_temperature: float = dataclasses.field(
-        default=0.0, metadata={"help": "Temperature of that reasoning; 0 takes the likeliest token (ours)."}
-    )
-    target_contrast: bool = dataclasses.field(
-        default=True, metadata={"help": "Whether queries are also embedded after the reasoning target (ours)."}
-    )
-    tokens_per_forward: int = dataclasses.field(
-        default=16384, metadata={"help": "Padded tokens of one forward pass; bounds the memory of a step (ours)."}
-    )
-    grad_cache: bool = dataclasses.field(
-        default=True,
-        metadata={
-            "help": "Keep only embeddings of the batch and compute each chunk twice, so that memory does not grow "
-            "with the batch; false is a third faster where the whole batch fits (ours)."
-        },
-    )
-    average_with_start: float = dataclasses.field(
-        default=0.0, metadata={"help": "Share of the base's weights in the exported model (ours)."}
-    )
-    export_dtype: str = dataclasses.field(
-        default="bfloat16",
-        metadata={"help": "Of the exported weights.", "choices": ["float32", "float16", "bfloat16"]},
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.remove_unused_columns = False
-        self.dataset_kwargs = {"skip_prepare_dataset": True}
-        lengths = cast(Mapping[Any, float], self.document_lengths or {512: 1.0})
-        self.document_lengths = {int(length): float(share) for length, share in lengths.items()}
-        if not self.sources or not isinstance(self.sources, dict):
-            raise ValueError(f"sources must map each source to its weight, got {self.sources!r}.")
-        for name in ("tau", "query_length", "groups_per_step", "tokens_per_forward", "held_out_one_in"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}.")
-        for name in ("own_reasoning", "average_with_start"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)!r}.")
-        if (self.distil_weight or self.distil_reasoning_weight) and not self.teacher:
-            raise ValueError("distil_weight and distil_reasoning_weight need a teacher.")
-
-    @property
-    def loss(self) -> LossSettings:
-        """The part that decides the loss."""
-        return LossSettings(
-            language=self.language_weight,
-            divergence=self.kl_weight,
-            contrast=self.contrast_weight,
-            triplet=self.triplet_weight,
-            distil=self.distil_weight,
-            distil_reasoning=self.distil_reasoning_weight,
-            temperature=self.tau,
-            margin=self.margin,
-            own_reasoning=self.own_reasoning,
-            target_contrast=self.target_contrast,
-            own_temperature=self.own_temperature,
-        )
 
 
 def load_base(
@@ -226,12 +80,12 @@ def load_base(
     model = AutoModelForCausalLM.from_pretrained(folder, **kwargs)
     if words.embed_token not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [words.embed_token]})
-        add_token(model, tokenizer.convert_tokens_to_ids(words.embed_token), tokenizer.eos_token_id)
+        add_token(model, cast(int, tokenizer.convert_tokens_to_ids(words.embed_token)), tokenizer.eos_token_id)
     return model, tokenizer, words
 
 
 @torch.no_grad()
-def add_token(model: PreTrainedModel, token: int, like: int | None) -> None:
+def add_token(model: Any, token: int, like: int | None) -> None:
     """Gives a new token rows in the embedding and in the head; they begin as those of another token.
 
     Args:
@@ -242,7 +96,7 @@ def add_token(model: PreTrainedModel, token: int, like: int | None) -> None:
     if model.get_input_embeddings().weight.shape[0] <= token:
         model.resize_token_embeddings(token + 1, mean_resizing=False)
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
-        rows: Any = module.weight
+        rows = module.weight
         rows[token] = rows[:token].mean(dim=0) if like is None else rows[like]
 
 
@@ -305,20 +159,14 @@ def stream(training: Mapping[str, Sequence[Record]], rows: Mapping[int, int], ar
     return order[: steps * batch]
 
 
-def with_reasoning(records: Sequence[Record], kind: str, conversation: Conversation) -> list[Record]:
-    """The records with their reasoning targets; targets longer than the budget are left out, and counted."""
-    if kind == "none":
-        return [dataclasses.replace(record, reasoning=None) for record in records]
-    if kind == "terms":
-        chosen = terms_reasoning(records, embedder="teacher")
-        # A query whose answer can't be guessed learns to end its reasoning at once.
-        records = [dataclasses.replace(r, reasoning=text or "") for r, text in zip(records, chosen, strict=True)]
+def within_budget(records: Sequence[Record], conversation: Conversation) -> list[Record]:
+    """The records, without reasoning targets that exceed the budget: they would teach to break off."""
     budget = conversation.default_max_reasoning_tokens
     lengths = iter(conversation.text_ids([r.reasoning for r in records if r.reasoning is not None]))
-    kept = [r if r.reasoning is None or len(next(lengths)) <= budget else None for r in records]
-    if dropped := kept.count(None):
+    fits = [r.reasoning is None or len(next(lengths)) <= budget for r in records]
+    if dropped := fits.count(False):
         logger.warning("%d reasoning targets are longer than %d tokens and left out", dropped, budget)
-    return [r or dataclasses.replace(old, reasoning=None) for r, old in zip(kept, records, strict=True)]
+    return [r if fit else dataclasses.replace(r, reasoning=None) for r, fit in zip(records, fits, strict=True)]
 
 
 def teacher_function(name: str, conversation: Conversation, args: SFTArguments) -> Callable[..., Tensor]:
@@ -327,7 +175,7 @@ def teacher_function(name: str, conversation: Conversation, args: SFTArguments) 
 
     def teach(bodies: Sequence[Sequence[int]]) -> Tensor:
         texts = [conversation.decode(body) for body in bodies]
-        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=bool(args.bf16)):
             vectors = model.encode(texts, convert_to_tensor=True, show_progress_bar=False, batch_size=32)
         return F.normalize(vectors.float(), dim=-1)
 
@@ -358,7 +206,10 @@ def train(args: SFTArguments, model_args: ModelConfig) -> Path:
         raise ValueError("model_name_or_path must name the base to train: a folder or a hub id.")
     out = Path(str(args.output_dir))
     folder = checkpoints.find(model_args.model_name_or_path, revision=model_args.model_revision)
-    kwargs = {"dtype": getattr(torch, model_args.dtype or "float32"), "attn_implementation": model_args.attn_implementation}
+    kwargs = {
+        "dtype": getattr(torch, model_args.dtype or "float32"),
+        "attn_implementation": model_args.attn_implementation,
+    }
     model, tokenizer, prompts = load_base(folder, cast(Any, args.prompts), **kwargs)
     conversation = Conversation(
         tokenizer,
@@ -367,10 +218,6 @@ def train(args: SFTArguments, model_args: ModelConfig) -> Path:
         position_limit=model.config.max_position_embeddings,
         on_truncate="ignore",
     )
-    settings = {name: value for name, value in args.to_dict().items() if name not in _FREE}
-    adapters = {name: value for name, value in dataclasses.asdict(model_args).items() if name != "model_name_or_path"}
-    check_same_run(out, {**settings, **adapters, "base": fingerprint(folder)})
-
     loaded = data_module.load(
         cast(dict, args.sources), Path(args.data) if args.data else None, exclude=[Path(p) for p in args.exclude or []]
     )
@@ -381,17 +228,20 @@ def train(args: SFTArguments, model_args: ModelConfig) -> Path:
             rows, args.held_out_one_in, args.held_out_limit
         )
     records = [record for rows in training.values() for record in rows]
+    settings = {name: value for name, value in args.to_dict().items() if name not in _FREE}
+    adapters = {name: value for name, value in dataclasses.asdict(model_args).items() if name != "model_name_or_path"}
+    content = hashlib.sha256("\n".join(map(repr, records)).encode(errors="surrogatepass")).hexdigest()[:16]
+    check_same_run(out, {**settings, **adapters, "base": fingerprint(folder), "training_records": content})
     order = stream(training, {id(record): row for row, record in enumerate(records)}, args)
     args.max_steps = len(order) // (args.per_device_train_batch_size * args.world_size)
-    records = with_reasoning(records, args.reasoning, conversation)
+    records = within_budget(records, conversation)
 
     peft_config = get_peft_config(model_args)
     if peft_config is not None:
         cast(Any, peft_config).trainable_token_indices = [conversation.embed_token_id]
-    full = peft_config is None
-    reference = AutoModelForCausalLM.from_pretrained(folder, **kwargs) if full and args.kl_weight > 0 else None
-    if reference is not None and reference.get_input_embeddings().weight.shape != model.get_input_embeddings().weight.shape:
-        reference.resize_token_embeddings(model.get_input_embeddings().weight.shape[0], mean_resizing=False)
+    # Trained in full, the model needs a frozen copy of itself for L_KL; with adapters it is its own.
+    copied = peft_config is None and args.kl_weight > 0
+    reference = load_base(folder, cast(Any, args.prompts), **kwargs)[0] if copied else None
     sets = dev_sets(args, held_out) if args.eval_strategy != "no" else []
     trainer = EmbeddingTrainer(
         conversation=conversation,
@@ -434,7 +284,9 @@ def _finish(
     if hasattr(trained, "merge_and_unload"):
         trained = trained.merge_and_unload()
     if args.average_with_start:
-        average(trained, load_base(folder, dataclasses.asdict(conversation.prompts), **kwargs)[0], args.average_with_start)
+        average(
+            trained, load_base(folder, dataclasses.asdict(conversation.prompts), **kwargs)[0], args.average_with_start
+        )
     target = out / "model"
     if trainer.is_world_process_zero():
         # TRL's head is a function put on the instance; the saved class is the plain one.
@@ -444,18 +296,12 @@ def _finish(
     return target
 
 
-def parse(argv: Sequence[str] | None = None) -> tuple[SFTArguments, ModelConfig]:
-    """Settings from ``--config FILE`` and the command line, which wins."""
-    parser = TrlParser((SFTArguments, ModelConfig), prog="python -m training.sft", description=(__doc__ or "").strip())
-    return cast(tuple[SFTArguments, ModelConfig], parser.parse_args_and_config(list(argv) if argv is not None else None))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status (2 for input that cannot be used)."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     transformers.utils.logging.set_verbosity_warning()
     try:
-        folder = train(*parse(argv))
+        folder = train(*parse((__doc__ or "").strip(), argv))
     except (ValueError, FloatingPointError, OSError) as error:
         print(f"error: {' '.join([str(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
         return 2

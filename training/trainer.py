@@ -15,6 +15,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -70,14 +71,6 @@ class LossSettings:
     own_temperature: float = 0.0
 
 
-@dataclasses.dataclass(frozen=True)
-class DevSet:
-    """A set to choose checkpoints by."""
-
-    data: BeirData
-    document_length: int
-
-
 class EmbeddingTrainer(SFTTrainer):
     """Trains a causal language model to write a short reasoning and to embed at the token that ends it.
 
@@ -94,7 +87,7 @@ class EmbeddingTrainer(SFTTrainer):
     """
 
     # The loss is that of the whole batch already.
-    loss_is_scaled_for_ga = False
+    loss_is_scaled_for_ga: Any = False
 
     def __init__(
         self,
@@ -142,7 +135,9 @@ class EmbeddingTrainer(SFTTrainer):
         own = self._write(model, batch)
         turns, views, documents = lay_out(batch, self.conversation, own, targets=self._uses_targets())
         chunks = list(chunks_by_length([turn.ids for turn in turns], self.tokens_per_forward))
-        taught = sum(len(turn.answer) for turn in turns if turn.taught)
+        # The mean over the taught tokens of all processes, whose gradients are averaged.
+        processes = self.accelerator.num_processes
+        taught = sum(gather_object([sum(len(turn.answer) for turn in turns if turn.taught)])) / processes
         parts: dict[str, Tensor] = {}
 
         def total(vectors: Tensor, sums: Sequence[Mapping[str, Tensor]]) -> Tensor:
@@ -256,7 +251,7 @@ class EmbeddingTrainer(SFTTrainer):
         with self.accelerator.unwrap_model(model).disable_adapter():
             yield model
 
-    def _language_loss(self, sums: Sequence[Mapping[str, Tensor]], taught: int, parts: dict[str, Tensor]) -> Tensor:
+    def _language_loss(self, sums: Sequence[Mapping[str, Tensor]], taught: float, parts: dict[str, Tensor]) -> Tensor:
         """The weighted mean over the taught tokens, of which some chunks give the sums."""
         loss = torch.zeros((), device=self.device)
         for chunk in sums:
@@ -275,31 +270,32 @@ class EmbeddingTrainer(SFTTrainer):
         has a gradient for its own vectors only, and the mean over the processes is made a sum.
         """
         settings, processes = self.settings, self.accelerator.num_processes
-        answers = Answers.of(batch)
-        everyone = gather_object([answers])
+        everyone = gather_object([Answers.of(batch)])
         numbers = [number for one in everyone for number in one.documents]
         excluded = torch.cat([one.excluded(numbers) for one in everyone]).to(self.device)
-        # Where each process's documents and queries begin among those of all.
-        starts = [0, *(sum(len(one.documents) for one in everyone[: i + 1]) for i in range(processes))]
-        counts = [0, *(sum(len(one.positives) for one in everyone[: i + 1]) for i in range(processes))]
+        # Where the documents and the queries of each process begin among those of all.
+        documents_before = list(accumulate((len(one.documents) for one in everyone), initial=0))
+        queries_before = list(accumulate((len(one.positives) for one in everyone), initial=0))
         all_documents = self._gathered(vectors[documents])
-        taking_part = [view for view in views if view.name != "target" or settings.target_contrast]
-        reasoning = sum(len(view.queries) for view in taking_part if view.name != "direct")
-        for view in taking_part:
-            # Direct and reasoning embeddings count the same, the two kinds of reasoning by their numbers.
-            share = 1.0 if view.name == "direct" else len(view.queries) / reasoning
-            queries = self._gathered(vectors[view.rows])
-            lists = gather_object([view.queries])
-            rows = [(rank, row) for rank, members in enumerate(lists) for row in members]
-            gold = torch.tensor([starts[rank] + row for rank, row in rows], device=self.device)
-            mine = excluded[torch.tensor([counts[rank] + row for rank, row in rows], device=self.device)]
-            arguments = (queries, all_documents, gold, mine)
+        views = [view for view in views if view.name != "target" or settings.target_contrast]
+        mine = {view.name: view for view in views}
+        members = gather_object([{view.name: view.queries for view in views}])
+        # Every process asks for the same views in the same order, even one whose records have no reasoning.
+        counts = {name: sum(len(one.get(name, [])) for one in members) for name in ("direct", "target", "own")}
+        for name, count in counts.items():
+            if not count:
+                continue
+            queries = self._gathered(vectors[mine[name].rows] if name in mine else vectors[:0])
+            rows = [(rank, row) for rank, one in enumerate(members) for row in one.get(name, [])]
+            gold = torch.tensor([documents_before[rank] + row for rank, row in rows], device=self.device)
+            right = excluded[[queries_before[rank] + row for rank, row in rows]]
+            weight = _share(name, counts) * processes
             if settings.contrast > 0:
-                value = losses.info_nce(*arguments, settings.temperature)
-                yield f"contrast_{view.name}", share * settings.contrast * processes, value
+                value = losses.info_nce(queries, all_documents, gold, right, settings.temperature)
+                yield f"contrast_{name}", weight * settings.contrast, value
             if settings.triplet > 0:
-                value = losses.triplet_margin(*arguments, settings.margin)
-                yield f"triplet_{view.name}", share * settings.triplet * processes, value
+                value = losses.triplet_margin(queries, all_documents, gold, right, settings.margin)
+                yield f"triplet_{name}", weight * settings.triplet, value
         if self.teach is None:
             return
         with torch.no_grad():
@@ -307,10 +303,10 @@ class EmbeddingTrainer(SFTTrainer):
         if settings.distil > 0:
             yield "distil", settings.distil, losses.distance(vectors[: documents.stop], targets)
         if settings.distil_reasoning > 0:
-            for view in taking_part:
-                if view.name != "direct":
-                    weight = settings.distil_reasoning * len(view.queries) / reasoning
-                    yield f"distil_{view.name}", weight, losses.distance(vectors[view.rows], targets[view.queries])
+            for name, view in mine.items():
+                if name != "direct":
+                    value = losses.distance(vectors[view.rows], targets[view.queries])
+                    yield f"distil_{name}", settings.distil_reasoning * _share(name, counts), value
 
     def _gathered(self, vectors: Tensor) -> Tensor:
         """The rows of all processes, with a gradient for our own."""
@@ -336,14 +332,14 @@ class EmbeddingTrainer(SFTTrainer):
         """
         if torch.isfinite(loss):
             return
-        path = Path(self.args.output_dir) / f"bad-batch-step-{self.state.global_step}.jsonl"
+        path = Path(str(self.args.output_dir)) / f"bad-batch-step-{self.state.global_step}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(dataclasses.asdict(record), ensure_ascii=False) for record in batch.records]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         shown = {name: float(value) for name, value in parts.items()}
         raise FloatingPointError(
-            f"The loss of step {self.state.global_step} is {float(loss)} ({shown}); its records are in {path}. A lower "
-            "learning_rate, a higher temperature or float32 usually helps."
+            f"The loss of step {self.state.global_step} is {float(loss)} ({shown}); its records are in {path}. A "
+            "lower learning_rate, a higher temperature or float32 usually helps."
         )
 
     def evaluate(
@@ -391,6 +387,11 @@ def last_checkpoint(out: Path) -> Path | None:
             logger.warning("%s is not whole (the run was stopped while writing it); it is removed", folder)
             shutil.rmtree(folder)
     return max(whole)[1] if whole else None
+
+
+def _share(view: str, counts: Mapping[str, int]) -> float:
+    """Direct and reasoning embeddings count the same, the two kinds of reasoning by their numbers."""
+    return 1.0 if view == "direct" else counts[view] / (counts["target"] + counts["own"])
 
 
 def _without_wrapper(model: Any) -> PreTrainedModel:
