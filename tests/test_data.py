@@ -291,7 +291,7 @@ some_records = st.lists(
         st.lists(texts, min_size=1, max_size=3).map(tuple),
         st.lists(texts, max_size=3).map(tuple),
         texts,
-        st.none() | texts,
+        st.none() | st.just("") | texts,
     ),
     min_size=1,
     max_size=5,
@@ -331,6 +331,16 @@ def test_guard_equals_brute_force(evaluation: list[str], query: str) -> None:
 def test_close_is_a_jaccard_of_at_least_85_percent(one: set[int], other: set[int]) -> None:
     expected = bool(one | other) and 20 * len(one & other) >= 17 * len(one | other)
     assert close({str(i) for i in one}, {str(i) for i in other}) == expected
+
+
+def test_the_limit_of_closeness() -> None:
+    # 17 words shared of 20 is 0.85, the limit; 16 of 19 is 0.842.
+    evaluation = " ".join(f"w{i}" for i in range(20))
+    guard = Guard({evaluation: "set"})
+    assert guard.match(" ".join(f"w{i}" for i in range(17))) == (evaluation, "set", False)
+    assert guard.match(" ".join(f"w{i}" for i in range(3, 20))) == (evaluation, "set", False)
+    assert guard.match(" ".join(f"w{i}" for i in range(16))) is None
+    assert not close({str(i) for i in range(19)}, {str(i) for i in range(16)})
 
 
 def test_guard_takes_texts_without_letters_as_they_are() -> None:

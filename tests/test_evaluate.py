@@ -406,7 +406,10 @@ def test_mteb_alone_and_resumed(
     tmp_path: Path, mini_checkpoint: Path, mteb_task: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, model = tmp_path / "out", f"tiny={mini_checkpoint}:direct"
+    loaded, load = [], ev.load_model
+    monkeypatch.setattr(ev, "load_model", lambda *arguments: loaded.append(load(*arguments)) or loaded[-1])
     first = ev.evaluate([model], [], mteb=["Toy"], out=out)
+    assert "encode_query" not in vars(loaded[0])  # the model is left as it was
     assert first["models"] == {} and not (out / "results.png").exists()
     assert "Toy" in (out / "results.md").read_text()
     monkeypatch.setattr(ev, "load_model", lambda *_: pytest.fail("loaded, although everything is stored"))
