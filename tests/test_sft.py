@@ -346,8 +346,8 @@ def test_two_processes_have_the_gradient_of_one(still: Path, data: Path, tmp_pat
     one = settings(still, data, tmp_path / "one", max_steps=2, document_lengths={40: 1}, negatives=0)
     alone = run(tmp_path, **one)
     config = write(tmp_path, one | {"output_dir": str(tmp_path / "two"), "per_device_train_batch_size": 4})
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command = [*launcher, "--main_process_port", "0", "-m", "training.sft", "--config", str(config)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, "-m", "training.sft", "--config", str(config)]
     result = subprocess.run(command, cwd=CONFIGS.parent.parent, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     for single, shared in zip(losses_of(tmp_path / "one"), losses_of(tmp_path / "two"), strict=True):

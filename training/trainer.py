@@ -140,18 +140,17 @@ class EmbeddingTrainer(SFTTrainer):
         taught = sum(gather_object([sum(len(turn.answer) for turn in turns if turn.taught)])) / processes
         parts: dict[str, Tensor] = {}
 
-        def total(vectors: Tensor, sums: Sequence[Mapping[str, Tensor]]) -> Tensor:
-            """The whole loss of embeddings and of the language sums of some chunks, noted in ``parts``."""
+        def embedding_loss(vectors: Tensor) -> Tensor:
             loss = vectors.new_zeros(())
             for name, weight, value in self._embedding_terms(batch, views, vectors, documents):
                 parts[name] = value.detach()
                 loss = loss + weight * value
-            return loss + self._language_loss(sums, taught, parts)
+            return loss
 
         if not self.grad_cache:
             outputs = [self._forward(model, [turns[row] for row in rows]) for rows in chunks]
-            vectors = _in_order(chunks, [output[0] for output in outputs])
-            loss = total(vectors, [output[1] for output in outputs])
+            loss = embedding_loss(_in_order(chunks, [output[0] for output in outputs]))
+            loss = loss + self._language_loss([output[1] for output in outputs], taught, parts)
             self._check(loss, parts, batch)
             self.accelerator.backward(loss)
             return self._note(loss.detach(), parts)
@@ -164,10 +163,11 @@ class EmbeddingTrainer(SFTTrainer):
                 states.append(_random_state(self.device))
                 pieces.append(self._forward(model, [turns[row] for row in rows], language=False)[0])
         vectors = _in_order(chunks, pieces).requires_grad_()
-        embedding_loss = total(vectors, [])
-        self._check(embedding_loss, parts, batch)
-        (gradient,) = torch.autograd.grad(embedding_loss, vectors)
-        loss = embedding_loss.detach()
+        loss = embedding_loss(vectors)
+        self._check(loss, parts, batch)
+        # Each process has its own part of the gradient of a loss that all share; their mean is to be the sum.
+        gradient = torch.autograd.grad(loss, vectors)[0] * processes
+        loss = loss.detach()
         for number, (rows, state) in enumerate(zip(chunks, states, strict=True)):
             last = number == len(chunks) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model), _replayed(state, self.device):
@@ -223,6 +223,9 @@ class EmbeddingTrainer(SFTTrainer):
         options = {"input_ids": ids, "use_cache": False, "logits_to_keep": kept}
         output = model(**options, output_hidden_states=True)
         vectors = F.normalize(output.hidden_states[-1][rows, last].float(), dim=-1)
+        if self.accelerator.num_processes > 1:
+            # Processes exchange gradients once every weight has one, the head's included.
+            vectors = vectors + 0 * output.logits.float().sum()
         if not wanted:
             return vectors, {}
         goals = torch.full((len(turns), len(kept)), -100, device=self.device)
@@ -266,10 +269,10 @@ class EmbeddingTrainer(SFTTrainer):
     ) -> Iterator[tuple[str, float, Tensor]]:
         """Name, weight and value of each term of the embeddings.
 
-        The queries of all processes meet the documents of all, so that every process computes the same loss; each
-        has a gradient for its own vectors only, and the mean over the processes is made a sum.
+        The queries of all processes meet the documents of all, so that every process computes the same loss, with a
+        gradient for its own vectors only.
         """
-        settings, processes = self.settings, self.accelerator.num_processes
+        settings = self.settings
         everyone = gather_object([Answers.of(batch)])
         numbers = [number for one in everyone for number in one.documents]
         excluded = torch.cat([one.excluded(numbers) for one in everyone]).to(self.device)
@@ -285,11 +288,11 @@ class EmbeddingTrainer(SFTTrainer):
         for name, count in counts.items():
             if not count:
                 continue
-            queries = self._gathered(vectors[mine[name].rows] if name in mine else vectors[:0])
+            queries = self._gathered(vectors[mine.get(name, View(name, 0, [])).rows])
             rows = [(rank, row) for rank, one in enumerate(members) for row in one.get(name, [])]
             gold = torch.tensor([documents_before[rank] + row for rank, row in rows], device=self.device)
             right = excluded[[queries_before[rank] + row for rank, row in rows]]
-            weight = _share(name, counts) * processes
+            weight = _share(name, counts)
             if settings.contrast > 0:
                 value = losses.info_nce(queries, all_documents, gold, right, settings.temperature)
                 yield f"contrast_{name}", weight * settings.contrast, value
@@ -301,11 +304,14 @@ class EmbeddingTrainer(SFTTrainer):
         with torch.no_grad():
             targets = self.teach([*batch.query_bodies, *batch.document_bodies]).to(self.device)
         if settings.distil > 0:
-            yield "distil", settings.distil, losses.distance(vectors[: documents.stop], targets)
+            value = losses.distance(self._gathered(vectors[: documents.stop]), self._gathered(targets))
+            yield "distil", settings.distil, value
         if settings.distil_reasoning > 0:
-            for name, view in mine.items():
-                if name != "direct":
-                    value = losses.distance(vectors[view.rows], targets[view.queries])
+            for name in ("target", "own"):
+                if counts[name]:
+                    view = mine.get(name, View(name, 0, []))
+                    goals = self._gathered(targets[view.queries])
+                    value = losses.distance(self._gathered(vectors[view.rows]), goals)
                     yield f"distil_{name}", settings.distil_reasoning * _share(name, counts), value
 
     def _gathered(self, vectors: Tensor) -> Tensor:
