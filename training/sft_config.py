@@ -59,6 +59,10 @@ class SFTArguments(SFTConfig):
     language_weight: float = dataclasses.field(
         default=1.0, metadata={"help": "Weight of L_SFT, cross-entropy of the answers (term: paper; weight: ours)."}
     )
+    teach_direct: bool = dataclasses.field(
+        default=True,
+        metadata={"help": "Whether L_SFT and L_KL cover the fixed direct answer (paper), or only reasoning (ours)."},
+    )
     kl_weight: float = dataclasses.field(
         default=0.1, metadata={"help": "Weight of L_KL to the frozen base, same tokens (term: paper; weight: ours)."}
     )
@@ -146,6 +150,7 @@ class SFTArguments(SFTConfig):
             margin=self.margin,
             own_reasoning=self.own_reasoning,
             target_contrast=self.target_contrast,
+            teach_direct=self.teach_direct,
             own_temperature=self.own_temperature,
         )
 

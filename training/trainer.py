@@ -55,6 +55,7 @@ class LossSettings:
         margin: theta of the triplet loss, in cosine.
         own_reasoning: Share of the records that also get a turn with reasoning that the model wrote itself.
         target_contrast: Whether turns with the reasoning target take part in the terms of embeddings.
+        teach_direct: Whether the fixed answer of the direct turn is taught too, not only reasoning.
         own_temperature: Temperature at which the model writes; 0 takes the likeliest token, as at inference.
     """
 
@@ -68,6 +69,7 @@ class LossSettings:
     margin: float = 0.15
     own_reasoning: float = 1.0
     target_contrast: bool = True
+    teach_direct: bool = True
     own_temperature: float = 0.0
 
 
@@ -133,7 +135,9 @@ class EmbeddingTrainer(SFTTrainer):
         batch: Batch = inputs["batch"]
         model.train()
         own = self._write(model, batch)
-        turns, views, documents = lay_out(batch, self.conversation, own, targets=self._uses_targets())
+        turns, views, documents = lay_out(
+            batch, self.conversation, own, targets=self._uses_targets(), teach_direct=self.settings.teach_direct
+        )
         chunks = list(chunks_by_length([turn.ids for turn in turns], self.tokens_per_forward))
         # The mean over the taught tokens of all processes, whose gradients are averaged.
         processes = self.accelerator.num_processes

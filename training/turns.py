@@ -119,7 +119,11 @@ class View:
 
 
 def lay_out(
-    batch: Batch, conversation: Conversation, own: Mapping[int, list[int]], targets: bool = True
+    batch: Batch,
+    conversation: Conversation,
+    own: Mapping[int, list[int]],
+    targets: bool = True,
+    teach_direct: bool = True,
 ) -> tuple[list[Turn], list[View], slice]:
     """All turns of a step.
 
@@ -128,13 +132,14 @@ def lay_out(
         conversation: The words around them.
         own: Record number -> token ids of the reasoning that the model wrote for it.
         targets: Whether to lay out the reasoning targets.
+        teach_direct: Whether the model learns to write the fixed answer of the queries' direct turns.
 
     Returns:
         The turns, the views of the queries in them, and which turns are the documents'.
     """
     suffix = conversation.direct_affixes[1]
     cut = -len(suffix)
-    turns = [Turn(turn[:cut], suffix, taught=True) for turn in conversation.direct_turns(batch.query_bodies)]
+    turns = [Turn(turn[:cut], suffix, teach_direct) for turn in conversation.direct_turns(batch.query_bodies)]
     views = [View("direct", 0, list(range(len(turns))))]
     documents = slice(len(turns), len(turns) + len(batch.document_bodies))
     turns += [Turn(turn[:cut], suffix, taught=False) for turn in conversation.direct_turns(batch.document_bodies)]
