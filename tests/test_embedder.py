@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import copy
 import inspect
+import os
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -289,6 +292,24 @@ def test_threads_share_an_embedder(mini: ReasoningEmbedder) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(both, range(16)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_fork_after_several_threads_computed() -> None:
+    code = """
+import os, signal, torch
+from searchr3_embed import ReasoningEmbedder
+torch.set_num_threads(2)
+embedder = ReasoningEmbedder("searchr3", device="cpu")
+before = embedder.encode_query(["what is a river?"] * 20)
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    os._exit(int(abs(embedder.encode_query(["what is a river?"] * 20) - before).max() > 1e-5))
+raise SystemExit(os.waitpid(child, 0)[1] != 0)
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_help_shows_the_arguments() -> None:

@@ -28,6 +28,10 @@ from searchr3_embed.conversation import Conversation, OnTruncate, check_texts
 
 _REASONING_OPTIONS = ("reason", "max_reasoning_tokens")
 
+if hasattr(os, "register_at_fork"):
+    # A forked child has the model but not OpenMP's threads, and would wait for them forever.
+    os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reasoning:
