@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from typing import Any
 
 from langchain_core.embeddings import Embeddings
@@ -11,9 +9,7 @@ from langchain_core.utils import from_env
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, PrivateAttr
 
 from searchr3_embed import ReasoningEmbedder
-
-# One for all instances: a lock of their own could be neither copied nor pickled, and models load once.
-_LOADING = threading.Lock()
+from searchr3_embed.lazy import LazyEmbedder
 
 
 class SearchR3Embeddings(BaseModel, Embeddings):
@@ -51,7 +47,7 @@ class SearchR3Embeddings(BaseModel, Embeddings):
     show_progress: bool = False
     """Whether ``embed_documents`` shows a progress bar."""
 
-    _embedder: ReasoningEmbedder | None = PrivateAttr(default=None)
+    _lazy: LazyEmbedder = PrivateAttr(default_factory=LazyEmbedder)
 
     @property
     def embedder(self) -> ReasoningEmbedder:
@@ -60,16 +56,7 @@ class SearchR3Embeddings(BaseModel, Embeddings):
         Raises:
             CheckpointError: The model can't be found, is damaged, or was never trained to embed.
         """
-        if self._embedder is None:
-            with _LOADING:
-                if self._embedder is None:
-                    self._embedder = ReasoningEmbedder(
-                        self.model_name,
-                        device=self.device,
-                        cache_folder=self.cache_folder,
-                        max_reasoning_tokens=self.max_reasoning_tokens,
-                    )
-        return self._embedder
+        return self._lazy.get(self.model_name, self.device, self.cache_folder)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embeds documents, without reasoning.
@@ -83,8 +70,9 @@ class SearchR3Embeddings(BaseModel, Embeddings):
         Raises:
             TypeError: An item is not a text.
         """
-        options = self._options() | {"show_progress_bar": self.show_progress}
-        return self.embedder.encode_document(_texts(texts), **options).tolist()
+        return self.embedder.encode_document(
+            _texts(texts), show_progress_bar=self.show_progress, **self._options()
+        ).tolist()
 
     def embed_query(self, text: str) -> list[float]:
         """Embeds a query, after reasoning about it unless ``reason_queries`` is off.
@@ -92,36 +80,24 @@ class SearchR3Embeddings(BaseModel, Embeddings):
         Raises:
             TypeError: ``text`` is not a text.
         """
-        return self.embedder.encode_query(_text(text), reason=self.reason_queries, **self._options()).tolist()
+        return self.embedder.encode_query([text], **self._query_options())[0].tolist()
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """As ``embed_documents``; concurrent calls run as one batch and the event loop stays free."""
-        embedder = await self._aload()
+        embedder = await self._lazy.aget(self.model_name, self.device, self.cache_folder)
         return (await embedder.aencode_document(_texts(texts), **self._options())).tolist()
 
     async def aembed_query(self, text: str) -> list[float]:
         """As ``embed_query``; concurrent calls run as one batch and the event loop stays free."""
-        embedder = await self._aload()
-        return (await embedder.aencode_query(_text(text), reason=self.reason_queries, **self._options())).tolist()
-
-    async def _aload(self) -> ReasoningEmbedder:
-        # Loading takes seconds, which the event loop must not wait for.
-        return self._embedder if self._embedder is not None else await asyncio.to_thread(lambda: self.embedder)
+        embedder = await self._lazy.aget(self.model_name, self.device, self.cache_folder)
+        return (await embedder.aencode_query([text], **self._query_options()))[0].tolist()
 
     def _options(self) -> dict[str, Any]:
         return {"batch_size": self.batch_size, "normalize_embeddings": self.normalize}
 
-    def __getstate__(self) -> dict[Any, Any]:
-        """Leaves the weights out: a copy loads them again when it needs them."""
-        state = super().__getstate__()
-        return state | {"__pydantic_private__": {**(state["__pydantic_private__"] or {}), "_embedder": None}}
-
-
-def _text(value: Any) -> str:
-    """The value, if it is one text; the core would take a sequence as a batch."""
-    if not isinstance(value, str):
-        raise TypeError(f"A query must be a str, got {value!r} of type {type(value).__name__}.")
-    return value
+    def _query_options(self) -> dict[str, Any]:
+        thinking = {"reason": self.reason_queries, "max_reasoning_tokens": self.max_reasoning_tokens}
+        return self._options() | thinking
 
 
 def _texts(values: Any) -> list[str]:

@@ -1,33 +1,35 @@
-"""What LangChain's suites do not ask: the two sides, async batches, copies, stores, chains and bad input."""
+"""What LangChain's suites do not ask: the two sides, copies, stores, caches, chains and bad input."""
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import pickle
-import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from chromadb.api.shared_system_client import SharedSystemClient
+from langchain_chroma import Chroma
+from langchain_classic.embeddings import CacheBackedEmbeddings
+from langchain_community.vectorstores import FAISS
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnablePassthrough
+from langchain_core.stores import InMemoryByteStore
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_searchr3 import SearchR3Embeddings
 from pydantic import ValidationError
 
 from searchr3_embed import ReasoningEmbedder
-from searchr3_embed.checkpoints import CheckpointError
 
 TEXTS = [
     "The csv module reads rows of comma-separated text.",
     "Glaciers are rivers of ice.",
     "Bread needs flour,\nwater and\ttime.",
 ]
-SUBJECTS = ["ice", "bread", "files", "rivers", "mountains", "baking", "spreadsheets"]
-QUESTIONS = [f"what should i know about {subject}?" for subject in SUBJECTS]
+QUESTION = "load a spreadsheet export"
 
 
 @pytest.fixture(scope="module")
@@ -48,48 +50,13 @@ def test_same_vectors_as_the_core(embeddings: SearchR3Embeddings, core: Reasonin
     assert embeddings.embed_documents([]) == []
 
 
-def test_nothing_loads_before_it_is_needed() -> None:
-    lazy = SearchR3Embeddings(model="no/such/folder")
-    with pytest.raises(CheckpointError, match="no/such/folder"):
-        lazy.embed_query("hello")
-
-
-async def test_concurrent_calls_run_as_one_batch(embeddings: SearchR3Embeddings) -> None:
-    questions = [f"{question} ({n})" for n in range(10) for question in QUESTIONS][:64]
-    began = time.perf_counter()
-    one_by_one = [await embeddings.aembed_query(question) for question in questions]
-    sequential = time.perf_counter() - began
-    began = time.perf_counter()
-    together = await asyncio.gather(*(embeddings.aembed_query(question) for question in questions))
-    concurrent = time.perf_counter() - began
-    np.testing.assert_allclose(together, one_by_one, atol=1e-5)
-    assert concurrent < sequential / 2
-
-
-async def test_a_bad_or_cancelled_call_harms_no_other(embeddings: SearchR3Embeddings) -> None:
-    calls: list[Any] = [asyncio.create_task(embeddings.aembed_query(question)) for question in QUESTIONS]
-    bad = asyncio.create_task(embeddings.aembed_query(5))  # type: ignore[arg-type]
-    await asyncio.sleep(0)
-    calls[3].cancel()
-    results = await asyncio.gather(*calls, bad, return_exceptions=True)
-    assert isinstance(results[3], asyncio.CancelledError)
-    assert isinstance(results[-1], TypeError)
-    for number in (0, 1, 2, 4, 5, 6):
-        np.testing.assert_allclose(results[number], embeddings.embed_query(QUESTIONS[number]), atol=1e-5)
-
-
-def test_a_new_event_loop_works_after_the_old_one_closed(embeddings: SearchR3Embeddings) -> None:
-    first, second = (asyncio.run(embeddings.aembed_query(QUESTIONS[0])) for _ in range(2))
-    np.testing.assert_allclose(first, second, atol=1e-6)
-
-
 def test_copies_and_pickles(embeddings: SearchR3Embeddings) -> None:
-    expected = embeddings.embed_query(QUESTIONS[0])
+    expected = embeddings.embed_query(QUESTION)
     pickled = pickle.dumps(embeddings)
     assert len(pickled) < 10_000  # the settings, not the weights
     for twin in (pickle.loads(pickled), copy.deepcopy(embeddings), embeddings.model_copy()):
         assert twin == embeddings or twin.model_dump() == embeddings.model_dump()
-        np.testing.assert_allclose(twin.embed_query(QUESTIONS[0]), expected, atol=1e-6)
+        np.testing.assert_allclose(twin.embed_query(QUESTION), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -106,13 +73,81 @@ def test_wrong_fields_are_named(fields: dict[str, Any], named: str) -> None:
         SearchR3Embeddings(**fields)
 
 
-def test_inputs_that_are_no_texts(embeddings: SearchR3Embeddings) -> None:
+def test_a_lone_text_is_not_a_list_of_documents(embeddings: SearchR3Embeddings) -> None:
     with pytest.raises(TypeError, match="list of str.*hello"):
         embeddings.embed_documents("hello")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="None"):
-        embeddings.embed_documents(["a", None])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match="query must be a str"):
-        embeddings.embed_query(["a"])  # type: ignore[arg-type]
+
+
+def test_stores_find_what_the_question_needs(embeddings: SearchR3Embeddings, tmp_path: Path) -> None:
+    cosine = float(np.dot(embeddings.embed_query(QUESTION), embeddings.embed_documents(TEXTS)[0]))
+
+    memory = InMemoryVectorStore.from_texts(TEXTS, embeddings)
+    memory.dump(str(tmp_path / "memory.json"))
+    FAISS.from_texts(TEXTS, embeddings, ids=["0", "1", "2"]).save_local(str(tmp_path / "faiss"))
+    Chroma.from_texts(
+        TEXTS,
+        embeddings,
+        ids=["0", "1", "2"],
+        persist_directory=str(tmp_path / "chroma"),
+        collection_metadata={"hnsw:space": "cosine"},
+    )
+
+    # Each is opened again from disk, with an embedder that has not loaded yet.
+    other = embeddings.model_copy(deep=True)
+    reopened = InMemoryVectorStore.load(str(tmp_path / "memory.json"), other)
+    [(hit, score)] = reopened.similarity_search_with_score(QUESTION, k=1)
+    assert hit.page_content == TEXTS[0] and score == pytest.approx(cosine, abs=1e-5)
+
+    faiss = FAISS.load_local(str(tmp_path / "faiss"), other, allow_dangerous_deserialization=True)
+    [(hit, squared)] = faiss.similarity_search_with_score(QUESTION, k=1)
+    assert hit.page_content == TEXTS[0] and squared == pytest.approx(2 - 2 * cosine, abs=1e-5)
+    faiss.delete(["0"])
+    assert faiss.similarity_search(QUESTION, k=1)[0].page_content != TEXTS[0]
+
+    chroma = reopen_chroma(tmp_path / "chroma", other)
+    [(hit, distance)] = chroma.similarity_search_with_score(QUESTION, k=1)
+    assert hit.page_content == TEXTS[0] and distance == pytest.approx(1 - cosine, abs=1e-4)
+    chroma.delete(["0"])
+    chroma.add_texts(["Comma-separated files open in any spreadsheet."], ids=["3"])
+    hits = reopen_chroma(tmp_path / "chroma", other).similarity_search(QUESTION, k=3)
+    assert {hit.id for hit in hits} == {"1", "2", "3"} and hits[0].id == "3"
+
+
+def reopen_chroma(folder: Path, embeddings: SearchR3Embeddings) -> Chroma:
+    """A new client on the folder; Chroma would hand out the one that it has open in this process."""
+    SharedSystemClient.clear_system_cache()
+    return Chroma(persist_directory=str(folder), embedding_function=embeddings)
+
+
+async def test_stores_find_it_asynchronously(embeddings: SearchR3Embeddings) -> None:
+    store = await InMemoryVectorStore.afrom_texts(TEXTS, embeddings)
+    assert (await store.asimilarity_search(QUESTION, k=1))[0].page_content == TEXTS[0]
+
+
+def test_a_cache_keeps_the_two_sides_apart(embeddings: SearchR3Embeddings) -> None:
+    """Question and document of the same words, in every way in which LangChain caches."""
+    text = TEXTS[0]
+    query, document = embeddings.embed_query(text), embeddings.embed_documents([text])[0]
+    assert np.abs(np.subtract(query, document)).max() > 1e-3
+    documents, queries = InMemoryByteStore(), InMemoryByteStore()
+    for query_cache in (False, queries):
+        cached = CacheBackedEmbeddings.from_bytes_store(
+            embeddings, documents, namespace="searchr3", query_embedding_cache=query_cache, key_encoder="sha256"
+        )
+        for _ in range(2):  # computed, then read
+            np.testing.assert_allclose(cached.embed_documents([text])[0], document, atol=1e-5)
+            np.testing.assert_allclose(cached.embed_query(text), query, atol=1e-5)
+    assert len(list(documents.yield_keys())) == len(list(queries.yield_keys())) == 1
+
+    # The trap of the README: one store for both has one key for both. A key per side is the way out.
+    shared = CacheBackedEmbeddings.from_bytes_store(
+        embeddings, documents, namespace="searchr3", query_embedding_cache=True, key_encoder="sha256"
+    )
+    np.testing.assert_allclose(shared.embed_query(text), document, atol=1e-5)
+    split = CacheBackedEmbeddings(
+        embeddings, shared.document_embedding_store, query_embedding_store=cached.query_embedding_store
+    )
+    np.testing.assert_allclose(split.embed_query(text), query, atol=1e-5)
 
 
 def test_a_chain_finds_what_the_question_needs(embeddings: SearchR3Embeddings) -> None:
@@ -132,5 +167,5 @@ def test_a_chain_finds_what_the_question_needs(embeddings: SearchR3Embeddings) -
         | FakeListChatModel(responses=["with the csv module"])
         | StrOutputParser()
     )
-    assert chain.invoke("load a spreadsheet export") == "with the csv module"
+    assert chain.invoke(QUESTION) == "with the csv module"
     assert TEXTS[0] in seen[0]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
 from searchr3_embed import ReasoningEmbedder
-
-# One for all instances: a lock of their own could be neither copied nor pickled, and models load once.
-_LOADING = threading.Lock()
+from searchr3_embed.lazy import LazyEmbedder
 
 
 class SearchR3Embedding(BaseEmbedding):
@@ -42,7 +38,7 @@ class SearchR3Embedding(BaseEmbedding):
     cache_folder: str | None = Field(default=None, description="Where hub downloads are kept.")
     show_progress: bool = Field(default=False, description="Whether batches of documents show a progress bar.")
 
-    _embedder: ReasoningEmbedder | None = PrivateAttr(default=None)
+    _lazy: LazyEmbedder = PrivateAttr(default_factory=LazyEmbedder)
 
     @field_validator("embeddings_cache")
     @classmethod
@@ -66,52 +62,33 @@ class SearchR3Embedding(BaseEmbedding):
         Raises:
             CheckpointError: The model can't be found, is damaged, or was never trained to embed.
         """
-        if self._embedder is None:
-            with _LOADING:
-                if self._embedder is None:
-                    self._embedder = ReasoningEmbedder(
-                        self.model_name,
-                        device=self.device,
-                        cache_folder=self.cache_folder,
-                        max_reasoning_tokens=self.max_reasoning_tokens,
-                    )
-        return self._embedder
+        return self._lazy.get(self.model_name, self.device, self.cache_folder)
 
     def _get_query_embedding(self, query: str) -> Embedding:
-        return self.embedder.encode_query(_text(query), reason=self.reason_queries, **self._options()).tolist()
+        return self.embedder.encode_query([query], **self._query_options())[0].tolist()
 
     def _get_text_embedding(self, text: str) -> Embedding:
-        return self.embedder.encode_document(_text(text), **self._options()).tolist()
+        return self.embedder.encode_document([text], **self._options())[0].tolist()
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         options = self._options() | {"show_progress_bar": self.show_progress}
         return self.embedder.encode_document(texts, **options).tolist()
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
-        embedder = await self._aload()
-        return (await embedder.aencode_query(_text(query), reason=self.reason_queries, **self._options())).tolist()
+        return (await (await self._aload()).aencode_query([query], **self._query_options()))[0].tolist()
 
     async def _aget_text_embedding(self, text: str) -> Embedding:
-        return (await (await self._aload()).aencode_document(_text(text), **self._options())).tolist()
+        return (await self._aget_text_embeddings([text]))[0]
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         return (await (await self._aload()).aencode_document(texts, **self._options())).tolist()
 
     async def _aload(self) -> ReasoningEmbedder:
-        # Loading takes seconds, which the event loop must not wait for.
-        return self._embedder if self._embedder is not None else await asyncio.to_thread(lambda: self.embedder)
+        return await self._lazy.aget(self.model_name, self.device, self.cache_folder)
 
     def _options(self) -> dict[str, Any]:
         return {"batch_size": self.embed_batch_size, "normalize_embeddings": self.normalize}
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leaves the weights out: a copy loads them again when it needs them."""
-        state = super().__getstate__()
-        return state | {"__pydantic_private__": {**(state["__pydantic_private__"] or {}), "_embedder": None}}
-
-
-def _text(value: Any) -> str:
-    """The value, if it is one text; the core would take a sequence as a batch."""
-    if not isinstance(value, str):
-        raise TypeError(f"Expected a str, got {value!r} of type {type(value).__name__}.")
-    return value
+    def _query_options(self) -> dict[str, Any]:
+        budget = self.max_reasoning_tokens
+        return {"reason": self.reason_queries, "max_reasoning_tokens": budget, **self._options()}
