@@ -14,6 +14,9 @@ OUTPUT = {
     "quickstart.py": r"(?s)penicillin.*thought: .*0\.\d{3}  Antibiotics kill.*savings.*0\.\d{3}  Compound interest",
     "faiss_search.py": r"(?s)\d{2,} entries.*copy a file.*0\.\d{3}  shutil\.copy",
     "compare_reasoning.py": r"(?s)leaves.*chlorophyll +\+0\.\d+ direct +\+0\.\d+ reasoning.*wrote reasoning.png",
+    "langchain_rag.py": r"(?s)\d{2,} passages.*random element.*random\.(choice|sample).*folder\n  shutil\.rmtree",
+    "llamaindex_rag.py": r"(?s)\d{2} passages of LICENSE.*patents.*0\.\d{3}  .*patent litigation.*damages",
+    "chroma_persistent.py": r"(?s)5 notes in notes\.chroma.*internet.*0\.\d{3}  router: .*0\.\d{3}  passport: ",
     "async_server_load.py": r"(?s)one by one .* p95 .* ms.*all at once .* p99 .* ms",
 }
 
@@ -31,5 +34,7 @@ def test_example(
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     output = capsys.readouterr().out
     assert re.search(OUTPUT[name], output), output
+    if name == "chroma_persistent.py":
+        assert (tmp_path / "notes.chroma").is_dir()
     if name == "compare_reasoning.py":
         assert (tmp_path / "reasoning.png").read_bytes().startswith(b"\x89PNG")
