@@ -243,13 +243,14 @@ def train(args: SFTArguments, model_args: ModelConfig) -> Path:
     copied = peft_config is None and args.kl_weight > 0
     reference = load_base(folder, cast(Any, args.prompts), **kwargs)[0] if copied else None
     sets = dev_sets(args, held_out) if args.eval_strategy != "no" else []
+    distilled = args.distil_weight > 0 or args.distil_reasoning_weight > 0
     trainer = EmbeddingTrainer(
         conversation=conversation,
         settings=args.loss,
         tokens_per_forward=args.tokens_per_forward,
         grad_cache=args.grad_cache,
         reference=reference,
-        teach=teacher_function(args.teacher, conversation, args) if args.teacher else None,
+        teach=teacher_function(args.teacher, conversation, args) if args.teacher and distilled else None,
         dev_sets=sets,
         model=model,
         args=args,
