@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from searchr3_embed import ReasoningEmbedder
 from tests import tiny
-from training import sft, trainer
-from training.sft_config import parse
+from tests.test_evaluate import write_beir
+from training import ablation, curves, sft, trainer
+from training.sft_config import SFTArguments, parse
 from training.trainer import last_checkpoint
 from training.turns import Answers, Batch, Collator, lay_out
 
@@ -233,8 +234,6 @@ def test_a_loss_that_is_no_number_stops_the_run(still: Path, data: Path, tmp_pat
     tensors = load_file(model / "model.safetensors")
     name = next(name for name in tensors if name.endswith("encoder.layer.0.output.dense.weight"))
     tensors[name][0, 0] = float("nan")
-    from safetensors.torch import save_file
-
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(FloatingPointError, match="bad-batch-step-0.jsonl"):
         run(tmp_path, **settings(broken, data, tmp_path / "run"))
@@ -376,3 +375,38 @@ def test_batches_say_which_documents_answer_whom(still: Path) -> None:
     assert [turn.taught for turn in turns] == [True, True, False, False, False, False, True, False]
     assert documents == slice(2, 6)
     assert turns[0].ids == model.conversation.direct_ids(["q0"])[0]
+
+
+def test_the_ablation_leaves_out_one_part_at_a_time(
+    still: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two rows tell as much as eight about the machinery; that each change is a setting is checked for all.
+    for changes in ablation.CHANGES.values():
+        assert set(changes) <= set(SFTArguments.__dataclass_fields__)
+    rows = ("all", "without L_InfoNCE")
+    monkeypatch.setattr(ablation, "CHANGES", {row: ablation.CHANGES[row] for row in rows})
+    config = write(tmp_path, settings(still, data, tmp_path / "unused"))
+    toy = write_beir(tmp_path / "toy")
+    scores = ablation.run(config, data, [toy], tmp_path / "out", 2, ["--save_steps", "1"])
+    assert set(scores) == {"start", *rows} and set(scores["all"]["direct"]) == {"toy", "mean"}
+    table = (tmp_path / "out" / "ablation.md").read_text()
+    assert "| without L_InfoNCE | 0." in table and table.count("\n|") == 5
+    logged = {row: losses_of(tmp_path / "out" / ablation.folder_name(row))[0] for row in rows}
+    assert "contrast_direct" in logged["all"] and "contrast_direct" not in logged["without L_InfoNCE"]
+    assert logged["all"]["triplet_direct"] == pytest.approx(logged["without L_InfoNCE"]["triplet_direct"], rel=1e-5)
+
+
+def test_curves_show_what_was_logged(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = curves.series(curves.read_log(finished))
+    assert {"loss", "contrast_direct", "eval_ndcg@10_direct"} <= set(lines) and "learning_rate" not in lines
+    assert lines["loss"] == ([1, 2, 3, 4], [row["loss"] for row in losses_of(finished)])
+    # A run that is still going has no metrics.jsonl, and its newest checkpoint tells as much.
+    going = tmp_path / "going"
+    (going / "checkpoint-4").mkdir(parents=True)
+    state = (finished / "checkpoint-4" / trainer.STATE_FILE).read_text()
+    (going / "checkpoint-4" / trainer.STATE_FILE).write_text(state)
+    assert curves.series(curves.read_log(going))["loss"] == lines["loss"]
+    assert curves.main([str(finished), "--out", str(tmp_path / "losses.png")]) == 0
+    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
+    assert curves.main([str(tmp_path), "--out", str(tmp_path / "none.png")]) == 2
+    assert "neither metrics.jsonl nor a checkpoint" in capsys.readouterr().err
