@@ -23,6 +23,7 @@ import logging
 import os
 import random
 import re
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -405,28 +406,32 @@ class _Run(Generic[T]):
     async def work(self, progress: bool) -> None:
         if not self._todo:
             return
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        limits = httpx.Limits(max_connections=self.endpoint.concurrency)
         _mend(self.store)
         with (
             self.store.open("ab") as self._file,
             tqdm(total=len(self._todo), desc="Asking", unit="request", disable=not progress, file=sys.stderr) as bar,
         ):
-            # The whole attempt has one deadline (below): httpx's own would let a slow trickle go on for ever.
-            async with httpx.AsyncClient(headers=headers, limits=limits, timeout=None) as self._client:
-                try:
-                    async with asyncio.TaskGroup() as group:
-                        for _ in range(min(self.endpoint.concurrency, len(self._todo))):
-                            group.create_task(self._worker(bar))
-                except BaseExceptionGroup as errors:  # the first of them says why; the others were cancelled by it
-                    raise errors.exceptions[0] from None
+            certificates = httpx.create_ssl_context()  # slow to load: once for all workers
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(self.endpoint.concurrency, len(self._todo))):
+                        group.create_task(self._worker(certificates, bar))
+            except BaseExceptionGroup as errors:  # the first of them says why; the others were cancelled by it
+                raise errors.exceptions[0] from None
 
-    async def _worker(self, bar: tqdm) -> None:
+    async def _worker(self, certificates: ssl.SSLContext, bar: tqdm) -> None:
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        # A client each: what a request costs in a shared one grows with the square of the open connections (httpcore
+        # 1.0). Without a timeout: the whole attempt has one deadline (below), httpx's own lets a slow trickle go on.
+        async with httpx.AsyncClient(headers=headers, verify=certificates, timeout=None) as client:
+            await self._work_off(client, bar)
+
+    async def _work_off(self, client: httpx.AsyncClient, bar: tqdm) -> None:
         while self._todo:
             key, body = self._todo.popleft()
             line: dict[str, Any] = {"key": key, "content": None, "dropped": None, "requests": 0, "tokens": 0}
             try:
-                await self._answer(body, line)
+                await self._answer(client, body, line)
             except _BudgetSpent:
                 self.answers.left += 1
                 continue
@@ -440,7 +445,7 @@ class _Run(Generic[T]):
             bar.update()
             bar.set_postfix_str(f"{self.answers.tokens} tokens", refresh=False)
 
-    async def _answer(self, body: dict[str, Any], line: dict[str, Any]) -> None:
+    async def _answer(self, client: httpx.AsyncClient, body: dict[str, Any], line: dict[str, Any]) -> None:
         """All attempts of one request; what comes of them is put into its line of the store."""
         failure: _ServerError | None = None
         unreadable = ""
@@ -453,7 +458,7 @@ class _Run(Generic[T]):
             line["requests"] += 1
             failure = None
             try:
-                content, tokens, cut = await self._post(body)
+                content, tokens, cut = await self._post(client, body)
                 self._failed_in_a_row = 0
                 self.answers.tokens += tokens
                 line["tokens"] += tokens
@@ -500,11 +505,11 @@ class _Run(Generic[T]):
             if most is not None and spent >= most:
                 raise _BudgetSpent
 
-    async def _post(self, body: dict[str, Any]) -> tuple[str, int, bool]:
+    async def _post(self, client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[str, int, bool]:
         """One attempt: the model's text, the tokens it took, and whether the limit of tokens cut it off."""
         try:
             async with asyncio.timeout(self.endpoint.timeout):
-                response = await self._client.post(f"{self.endpoint.base_url.rstrip('/')}/chat/completions", json=body)
+                response = await client.post(f"{self.endpoint.base_url.rstrip('/')}/chat/completions", json=body)
         except TimeoutError:
             raise _ServerError(f"no answer within {self.endpoint.timeout:g} seconds") from None
         except httpx.RequestError as error:
