@@ -173,3 +173,53 @@ def test_progress_counts_every_row(embedder: ReasoningEmbedder) -> None:
 
 def test_no_prompts_no_work(embedder: ReasoningEmbedder) -> None:
     assert run(embedder, []) == []
+
+
+@pytest.mark.parametrize("distinct", [False, True])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_log_probabilities_are_those_of_a_teacher_forced_forward(
+    embedder: ReasoningEmbedder, distinct: bool, temperature: float
+) -> None:
+    """Of every choice: the ones that ended a row, and the last one that no budget was left for, as well."""
+    model, token = embedder.causal_lm, embedder.conversation.embed_token_id
+    prompts = random_prompts(model, 5)
+    stop = run(embedder, prompts)[0].ids[-1]
+    options = {"distinct": distinct, "temperature": temperature, "stop_token_ids": [stop], "batch_size": 7}
+    generations = run(embedder, prompts, log_probabilities=True, generator=torch.Generator().manual_seed(0), **options)
+    ends = [g.chosen[-1] for g in generations]
+    assert token in ends and {token, stop} < set(ends), "the test needs rows that end in every way"
+    for prompt, generation in zip(prompts, generations, strict=True):
+        assert generation.chosen[:-1] == generation.ids and generation.finished == (generation.chosen[-1] == token)
+        logits = forward(model, [*prompt, *generation.chosen])[1][len(prompt) - 1 : -1] / (temperature or 1)
+        for place in range(len(generation.chosen)):
+            if distinct:
+                logits[place, generation.chosen[:place]] = float("-inf")
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(generation.chosen)[:, None]).squeeze(1)
+        torch.testing.assert_close(torch.tensor(generation.log_probabilities), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shared", [0, 30])
+def test_equal_prompts_are_read_once(
+    embedder: ReasoningEmbedder, shared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = random_prompts(embedder.causal_lm, shared, rows=6)
+    expected = run(embedder, prompts)
+    read: list[int] = []
+    plain = decoding._read
+
+    def counted(model: PreTrainedModel, bodies: list[list[int]], *rest: object, **options: object) -> torch.Tensor:
+        read.append(len(bodies))
+        return plain(model, bodies, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(decoding, "_read", counted)
+    four = [prompt for prompt in prompts for _ in range(4)]
+    for position, generation in enumerate(run(embedder, four, batch_size=24)):
+        assert generation.ids == expected[position // 4].ids
+        torch.testing.assert_close(generation.state, expected[position // 4].state, atol=1e-4, rtol=1e-4)
+    assert sum(read) == 6
+    generator = torch.Generator().manual_seed(0)
+    samples = run(embedder, four, batch_size=10, temperature=1.0, generator=generator)
+    assert len({tuple(generation.ids) for generation in samples[:4]}) > 1, "samples of one prompt differ"
+    for prompt, generation in zip(four, samples, strict=True):
+        states = forward(embedder.causal_lm, [*prompt, *generation.ids, embedder.conversation.embed_token_id])[0]
+        torch.testing.assert_close(generation.state, states[-1], atol=1e-4, rtol=1e-4)

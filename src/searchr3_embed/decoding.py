@@ -37,11 +37,16 @@ class Generation:
         finished: True if the model wrote the embed token itself; False if it was appended because the budget was
             used up or the model ended its turn without it.
         state: Last hidden state (after the final norm) at the embed token, shape (hidden size,), float32.
+        chosen: Every token that the model chose, on request: ``ids`` and the one that ended the row, be it the embed
+            token, a stop token, or what the budget left no room for.
+        log_probabilities: Of each chosen token, in the distribution that it was chosen from.
     """
 
     ids: list[int]
     finished: bool
     state: Tensor
+    chosen: list[int] = dataclasses.field(default_factory=list)
+    log_probabilities: list[float] = dataclasses.field(default_factory=list)
 
 
 @torch.no_grad()
@@ -90,6 +95,7 @@ def think(
     distinct: bool = False,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
+    log_probabilities: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> list[Generation]:
     """Lets the model continue each prompt up to the embed token and returns the hidden state there.
@@ -105,6 +111,8 @@ def think(
         distinct: Whether a row writes each token at most once, for reasoning that is a list of terms.
         temperature: 0 takes the likeliest token; above 0 samples from the softmax of the logits divided by it.
         generator: Random source for sampling.
+        log_probabilities: Whether to return the chosen tokens with their log-probabilities: after barring, and divided
+            by the temperature unless it is 0.
         progress: Called with the number of rows done since the last call.
 
     Returns:
@@ -118,7 +126,7 @@ def think(
     stops = torch.tensor(sorted(set(stop_token_ids) - {embed_token_id}), dtype=torch.long, device=model.device)
     slots = _Slots(model, min(batch_size, len(prompts)), len(prompts[order[0]]) + max_new_tokens + 1)
     slots.fill_prefix(model, prefix)
-    batch = _Rows(slots, max_new_tokens, model.device)
+    batch = _Rows(slots, max_new_tokens, model.device, log_probabilities)
     results: dict[int, Generation] = {}
 
     def choose(hidden: Tensor, first: int) -> None:
@@ -127,10 +135,12 @@ def think(
         if distinct:
             batch.bar_written(logits, first)
         if temperature > 0:
-            probabilities = torch.softmax(logits / temperature, dim=-1)
-            chosen = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+            logits = logits / temperature
+            chosen = torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=generator).squeeze(1)
         else:
             chosen = logits.argmax(dim=-1)
+        if log_probabilities:
+            batch.note(chosen, logits.log_softmax(dim=-1).gather(1, chosen[:, None]).squeeze(1), first)
         batch.choose(chosen, first, embed_token_id, stops)
 
     waiting = 0
@@ -138,18 +148,30 @@ def think(
         free = slots.rows - batch.count
         if waiting < len(order) and (batch.count == 0 or free >= _ADMIT_SHARE * slots.rows):
             entering = order[waiting : waiting + free]
-            for chunk in _chunks([prompts[row] for row in entering], free, _tokens_per_forward(model)):
-                rows = [entering[i] for i in chunk]
+            # Rows with equal prompts, as the samples of one question, are read once.
+            alike: dict[tuple[int, ...], list[int]] = {}
+            for row in entering:
+                alike.setdefault(tuple(prompts[row]), []).append(row)
+            groups = list(alike.values())
+            for chunk in _chunks(list(alike), free, _tokens_per_forward(model)):
+                rows = [groups[i][0] for i in chunk]
+                copies = [(place, row) for place, i in enumerate(chunk) for row in groups[i][1:]]
                 bodies = [prompts[row][len(prefix) :] for row in rows]
+                rows += [row for _, row in copies]
                 first = batch.enter(rows, [len(prompts[row]) for row in rows])
-                choose(_read(model, bodies, slots, first), first)
+                hidden = _read(model, bodies, slots, first)
+                if copies:
+                    source = torch.tensor([place for place, _ in copies], device=hidden.device)
+                    slots.move(first + source, torch.arange(first + len(bodies), batch.count, device=hidden.device))
+                    hidden = torch.cat([hidden, hidden[source]])
+                choose(hidden, first)
             waiting += len(entering)
         hidden = _step(model, batch, slots)
         leaving = batch.leaving(embed_token_id)
         if leaving:
             for place in leaving:
                 row, ids, finished = batch.result(place)
-                results[row] = Generation(ids, finished, hidden[place].float())
+                results[row] = Generation(ids, finished, hidden[place].float(), *batch.noted(place))
             kept = batch.drop(leaving)
             hidden = hidden[kept]
             if progress is not None:
@@ -241,7 +263,7 @@ class _Slots(Cache):
 class _Rows:
     """The rows now being computed: they fill the first ``count`` slots without a gap."""
 
-    def __init__(self, slots: _Slots, budget: int, device: torch.device) -> None:
+    def __init__(self, slots: _Slots, budget: int, device: torch.device, noting: bool) -> None:
         self.slots, self.budget, self.count = slots, budget, 0
         self.names: list[int] = []
         self.tokens = torch.zeros(slots.rows, dtype=torch.long, device=device)
@@ -249,6 +271,9 @@ class _Rows:
         self.wrote = torch.zeros_like(self.tokens)
         self.finished = torch.zeros(slots.rows, dtype=torch.bool, device=device)
         self.written = torch.zeros(slots.rows, budget + 1, dtype=torch.long, device=device)
+        # What ends a row may differ from what was chosen, so choices are noted apart.
+        kinds = (torch.long, torch.float32) if noting else ()
+        self.notes = [torch.zeros_like(self.written, dtype=kind) for kind in kinds]
         self.longest = 0
 
     def enter(self, names: Sequence[int], lengths: Sequence[int]) -> int:
@@ -273,6 +298,16 @@ class _Rows:
         self.tokens[part] = tokens
         self.finished[part] = finished
         self.wrote[part] += 1
+
+    def note(self, chosen: Tensor, log_probabilities: Tensor, first: int) -> None:
+        """Keeps what the rows from ``first`` on are about to choose."""
+        places = torch.arange(first, self.count, device=chosen.device)
+        for notes, values in zip(self.notes, (chosen, log_probabilities), strict=True):
+            notes[places, self.wrote[first : self.count]] = values
+
+    def noted(self, place: int) -> list[Any]:
+        """The choices of a row that ended and their log-probabilities; nothing where none are kept."""
+        return [notes[place, : int(self.wrote[place])].tolist() for notes in self.notes]
 
     def bar_written(self, logits: Tensor, first: int) -> None:
         """Makes impossible, in place, what the rows from ``first`` on have written already."""
@@ -309,7 +344,7 @@ class _Rows:
         if gaps:
             source = torch.tensor(movers, device=self.tokens.device)
             target = torch.tensor(gaps, device=self.tokens.device)
-            for state in (self.tokens, self.lengths, self.wrote, self.finished, self.written):
+            for state in (self.tokens, self.lengths, self.wrote, self.finished, self.written, *self.notes):
                 state[target] = state[source]
             self.slots.move(source, target)
         self.longest = int(self.lengths[: self.count].max()) if self.count else 0
