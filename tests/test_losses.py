@@ -78,3 +78,17 @@ def test_unlikelihood_punishes_likely_repetitions_alone() -> None:
     assert losses.unlikelihood(eager, [4, 1, 5], taught=False) > losses.unlikelihood(calm, [4, 1, 5], taught=False)
     # In a target the repetition is right where it stands.
     assert losses.unlikelihood(eager, [4, 1, 4], taught=True) < losses.unlikelihood(eager, [4, 1, 4], taught=False)
+
+
+def test_relations_count_neighbours_not_places() -> None:
+    targets = unit(6, 8, seed=2)
+    turned = targets @ torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(3)))[0]
+    assert losses.relation_divergence(turned, targets, 0.1).item() == pytest.approx(0, abs=1e-5)
+    mine, expected = unit(6, 8, seed=4), 0.0
+    for row in range(6):
+        others = [i for i in range(6) if i != row]
+        p = (targets[others] @ targets[row] / 0.1).softmax(0)
+        q = (mine[others] @ mine[row] / 0.1).softmax(0)
+        expected += (p * (p / q).log()).sum().item() / 6
+    assert losses.relation_divergence(mine, targets, 0.1).item() == pytest.approx(expected, rel=1e-4)
+    assert losses.relation_divergence(mine[:1], targets[:1], 0.1).item() == 0

@@ -28,7 +28,7 @@ CHANGES: dict[str, dict[str, str]] = {
     "without L_KL": {"kl_weight": "0"},
     "without L_InfoNCE": {"contrast_weight": "0"},
     "without L_triplet": {"triplet_weight": "0"},
-    "without the teacher": {"distil_weight": "0", "distil_reasoning_weight": "0"},
+    "without the teacher": {"distil_weight": "0", "relation_weight": "0", "distil_reasoning_weight": "0"},
     "target reasoning only": {"own_reasoning": "0"},
     "own reasoning only": {"own_reasoning": "1", "target_contrast": "false"},
 }

@@ -64,6 +64,28 @@ def distance(vectors: Tensor, targets: Tensor) -> Tensor:
     return 1 - (vectors * targets).sum(-1).mean()
 
 
+def relation_divergence(vectors: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Divergence of the student's neighbourhoods from the teacher's: which of the other texts each text is near to.
+
+    KL(teacher || student) of the softmax over a text's similarities to all others, which weighs the distances by what
+    they change in a ranking (relational distillation, Park et al. 2019, https://arxiv.org/abs/1904.05068).
+
+    Args:
+        vectors: Unit rows of the student, shape (texts, dimension).
+        targets: Unit rows of the teacher for the same texts, shape (texts, any dimension).
+        temperature: Divides the cosines of both.
+
+    Returns:
+        The mean over the texts, a scalar; 0 for a single text.
+    """
+    if len(vectors) < 2:
+        return vectors.sum() * 0
+    others = ~torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)
+    mine = (vectors @ vectors.T / temperature)[others].view(len(vectors), -1)
+    theirs = (targets @ targets.T / temperature)[others].view(len(vectors), -1)
+    return F.kl_div(mine.log_softmax(-1), theirs.log_softmax(-1), reduction="batchmean", log_target=True)
+
+
 def language(logits: Tensor, goals: Tensor) -> Tensor:
     """Cross-entropy of the next tokens.
 

@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,15 +36,15 @@ from training.beir import BeirData, beir_folders, read_beir
 from training.data import Record
 from training.export import average, export
 from training.reasoning import load_embedder
+from training.runs import check_same_run, fingerprint, last_checkpoint
 from training.sft_config import SFTArguments, parse
-from training.trainer import EmbeddingTrainer, last_checkpoint
+from training.trainer import EmbeddingTrainer
 from training.turns import Collator
 
 logger = logging.getLogger("training.sft")
 
-RUN_FILE = "run.json"
 # Settings that may differ between a run and its continuation: they do not decide the weights.
-_FREE = {
+FREE = {
     "output_dir", "data", "logging_steps", "logging_dir", "logging_strategy", "logging_first_step", "report_to",
     "run_name", "save_total_limit", "disable_tqdm", "log_level", "log_level_replica", "dataloader_num_workers",
     "dataloader_pin_memory", "export_dtype", "dev", "local_rank", "trackio_space_id", "project", "save_steps",
@@ -100,40 +99,6 @@ def add_token(model: Any, token: int, like: int | None) -> None:
         rows[token] = rows[:token].mean(dim=0) if like is None else rows[like]
 
 
-def fingerprint(folder: Path) -> str:
-    """A hash of the weight files in a checkpoint folder, to tell one base from another."""
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()[:16]
-
-
-def check_same_run(out: Path, settings: Mapping[str, Any]) -> None:
-    """Notes what decides the weights in ``out/run.json``, or compares it with what stands there.
-
-    Raises:
-        ValueError: The folder holds a run with another base or other settings.
-    """
-    path = out / RUN_FILE
-    now = json.loads(json.dumps(settings, default=str))
-    if not path.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(now, indent=2, sort_keys=True), encoding="utf-8")
-        os.replace(partial, path)
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    if changed := sorted(name for name in {*before, *now} if before.get(name) != now.get(name)):
-        told = "; ".join(f"{name}: {before.get(name)!r} then, {now.get(name)!r} now" for name in changed)
-        raise ValueError(
-            f"{out} holds a run with other settings ({told}). Go on with the same settings, give another output_dir, "
-            "or delete the folder."
-        )
-
-
 def stream(training: Mapping[str, Sequence[Record]], rows: Mapping[int, int], args: SFTArguments) -> list[int]:
     """Row numbers in the order of training, as many epochs as ``max_steps`` or ``num_train_epochs`` ask for.
 
@@ -182,7 +147,7 @@ def teacher_function(name: str, conversation: Conversation, args: SFTArguments) 
     return teach
 
 
-def dev_sets(args: SFTArguments, held_out: Mapping[str, Sequence[Record]]) -> list[BeirData]:
+def dev_sets(args: Any, held_out: Mapping[str, Sequence[Record]]) -> list[BeirData]:
     """The sets that choose the best checkpoint."""
     sets = [read_beir(folder, split="dev") for folder in beir_folders([Path(path) for path in args.dev or []])]
     return sets + [dev.held_out_set(source, records) for source, records in held_out.items() if records]
@@ -228,7 +193,7 @@ def train(args: SFTArguments, model_args: ModelConfig) -> Path:
             rows, args.held_out_one_in, args.held_out_limit
         )
     records = [record for rows in training.values() for record in rows]
-    settings = {name: value for name, value in args.to_dict().items() if name not in _FREE}
+    settings = {name: value for name, value in args.to_dict().items() if name not in FREE}
     adapters = {name: value for name, value in dataclasses.asdict(model_args).items() if name != "model_name_or_path"}
     content = hashlib.sha256("\n".join(map(repr, records)).encode(errors="surrogatepass")).hexdigest()[:16]
     check_same_run(out, {**settings, **adapters, "base": fingerprint(folder), "training_records": content})
@@ -243,14 +208,13 @@ def train(args: SFTArguments, model_args: ModelConfig) -> Path:
     copied = peft_config is None and args.kl_weight > 0
     reference = load_base(folder, cast(Any, args.prompts), **kwargs)[0] if copied else None
     sets = dev_sets(args, held_out) if args.eval_strategy != "no" else []
-    distilled = args.distil_weight > 0 or args.distil_reasoning_weight > 0
     trainer = EmbeddingTrainer(
         conversation=conversation,
         settings=args.loss,
         tokens_per_forward=args.tokens_per_forward,
         grad_cache=args.grad_cache,
         reference=reference,
-        teach=teacher_function(args.teacher, conversation, args) if args.teacher and distilled else None,
+        teach=teacher_function(args.teacher, conversation, args) if args.teacher and args.distilled else None,
         dev_sets=sets,
         model=model,
         args=args,
@@ -268,18 +232,18 @@ def train(args: SFTArguments, model_args: ModelConfig) -> Path:
     began = time.time()
     trainer.train(resume_from_checkpoint=str(start) if start else None)
     logger.info("trained in %.0f s", time.time() - began)
-    return _finish(trainer, tokenizer, conversation, args, folder, kwargs)
+    return finish(trainer, tokenizer, conversation, args, folder, kwargs)
 
 
-def _finish(
-    trainer: EmbeddingTrainer,
+def finish(
+    trainer: transformers.Trainer,
     tokenizer: PreTrainedTokenizerBase,
     conversation: Conversation,
-    args: SFTArguments,
+    args: Any,
     folder: Path,
     kwargs: Mapping[str, Any],
 ) -> Path:
-    """Exports the trained model and the log of its losses."""
+    """Exports the trained model and the log of its losses; ``args`` are the settings of either stage."""
     out = Path(str(args.output_dir))
     trained: Any = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(trained, "merge_and_unload"):

@@ -85,6 +85,13 @@ class SFTArguments(SFTConfig):
     distil_weight: float = dataclasses.field(
         default=0.0, metadata={"help": "Weight of 1 - cos(direct embedding, teacher's embedding) (ours)."}
     )
+    relation_weight: float = dataclasses.field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the divergence between student and teacher in which texts of a batch each text is near "
+            "to; the teacher may have another dimension (ours)."
+        },
+    )
     distil_reasoning_weight: float = dataclasses.field(
         default=0.0, metadata={"help": "The same for the reasoning embedding and the teacher's of the query (ours)."}
     )
@@ -133,8 +140,13 @@ class SFTArguments(SFTConfig):
         for name in ("own_reasoning", "average_with_start"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)!r}.")
-        if (self.distil_weight or self.distil_reasoning_weight) and not self.teacher:
-            raise ValueError("distil_weight and distil_reasoning_weight need a teacher.")
+        if self.distilled and not self.teacher:
+            raise ValueError("distil_weight, relation_weight and distil_reasoning_weight need a teacher.")
+
+    @property
+    def distilled(self) -> bool:
+        """Whether any term needs the teacher."""
+        return max(self.distil_weight, self.relation_weight, self.distil_reasoning_weight) > 0
 
     @property
     def loss(self) -> LossSettings:
@@ -145,6 +157,7 @@ class SFTArguments(SFTConfig):
             contrast=self.contrast_weight,
             triplet=self.triplet_weight,
             distil=self.distil_weight,
+            relation=self.relation_weight,
             distil_reasoning=self.distil_reasoning_weight,
             temperature=self.tau,
             margin=self.margin,

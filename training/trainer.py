@@ -12,8 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -33,11 +31,8 @@ from searchr3_embed.conversation import Conversation
 from training import dev, losses
 from training.batching import chunks_by_length, pad
 from training.beir import BeirData
+from training.runs import EmbedderRun, without_wrapper
 from training.turns import Answers, Batch, Turn, View, lay_out
-
-logger = logging.getLogger(__name__)
-
-STATE_FILE = "trainer_state.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +45,7 @@ class LossSettings:
         contrast: L_InfoNCE.
         triplet: L_triplet.
         distil: Distance of the direct embeddings to the teacher's.
+        relation: Divergence of the direct embeddings' neighbourhoods in the batch from the teacher's.
         distil_reasoning: Distance of the reasoning embeddings to the teacher's embedding of the bare query.
         temperature: tau of InfoNCE.
         margin: theta of the triplet loss, in cosine.
@@ -64,6 +60,7 @@ class LossSettings:
     contrast: float = 1.0
     triplet: float = 1.0
     distil: float = 0.0
+    relation: float = 0.0
     distil_reasoning: float = 0.0
     temperature: float = 0.05
     margin: float = 0.15
@@ -73,7 +70,7 @@ class LossSettings:
     own_temperature: float = 0.0
 
 
-class EmbeddingTrainer(SFTTrainer):
+class EmbeddingTrainer(EmbedderRun, SFTTrainer):
     """Trains a causal language model to write a short reasoning and to embed at the token that ends it.
 
     Args:
@@ -198,7 +195,7 @@ class EmbeddingTrainer(SFTTrainer):
         with unwrap_model_for_generation(model, self.accelerator) as bare, self.accelerator.autocast():
             bare.eval()
             generations = decoding.think(
-                _without_wrapper(bare),
+                without_wrapper(bare),
                 prompts,
                 embed_token_id=self.conversation.embed_token_id,
                 max_new_tokens=self.conversation.default_max_reasoning_tokens,
@@ -307,9 +304,13 @@ class EmbeddingTrainer(SFTTrainer):
             return
         with torch.no_grad():
             targets = self.teach([*batch.query_bodies, *batch.document_bodies]).to(self.device)
-        if settings.distil > 0:
-            value = losses.distance(self._gathered(vectors[: documents.stop]), self._gathered(targets))
-            yield "distil", settings.distil, value
+        if settings.distil > 0 or settings.relation > 0:
+            arguments = (self._gathered(vectors[: documents.stop]), self._gathered(targets))
+            if settings.distil > 0:
+                yield "distil", settings.distil, losses.distance(*arguments)
+            if settings.relation > 0:
+                value = losses.relation_divergence(*arguments, settings.temperature)
+                yield "relation", settings.relation, value
         if settings.distil_reasoning > 0:
             for name in ("target", "own"):
                 if counts[name]:
@@ -352,61 +353,10 @@ class EmbeddingTrainer(SFTTrainer):
             "lower learning_rate, a higher temperature or float32 usually helps."
         )
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Measures nDCG@10 on the dev sets, direct and reasoning; see :func:`training.dev.measure`."""
-        self._memory_tracker.start()
-        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as bare, self.accelerator.autocast():
-            bare.eval()
-            measured = dev.measure(_without_wrapper(bare), self.conversation, self.dev_sets)
-            metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
-            self.log(dict(metrics))
-            bare.train()
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._memory_tracker.stop_and_update_metrics(metrics)
-        return metrics
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Left out of the checkpoints: the exported model gets a card of its own."""
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        try:
-            super()._save_checkpoint(model, trial)
-        except Exception as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            error.add_note(
-                f"Checkpoint {folder} could not be written and was removed; the earlier ones are whole. Make room, "
-                "then give the same command again to go on."
-            )
-            raise
-
-
-def last_checkpoint(out: Path) -> Path | None:
-    """The newest whole checkpoint in a run's folder; what a kill left half-written is removed.
-
-    The trainer writes the state file last, and older checkpoints are deleted only after it.
-    """
-    whole: list[tuple[int, Path]] = []
-    for folder in out.glob("checkpoint-*"):
-        try:
-            state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-            whole.append((int(state["global_step"]), folder))
-        except (OSError, ValueError, KeyError):
-            logger.warning("%s is not whole (the run was stopped while writing it); it is removed", folder)
-            shutil.rmtree(folder)
-    return max(whole)[1] if whole else None
-
 
 def _share(view: str, counts: Mapping[str, int]) -> float:
     """Direct and reasoning embeddings count the same, the two kinds of reasoning by their numbers."""
     return 1.0 if view == "direct" else counts[view] / (counts["target"] + counts["own"])
-
-
-def _without_wrapper(model: Any) -> PreTrainedModel:
-    """The language model itself, adapters in place."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _in_order(chunks: Sequence[Sequence[int]], pieces: Sequence[Tensor]) -> Tensor:
