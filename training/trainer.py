@@ -187,7 +187,9 @@ class EmbeddingTrainer(EmbedderRun, SFTTrainer):
     def _write(self, model: Any, batch: Batch) -> dict[int, list[int]]:
         """What the model itself writes now for the records that have a reasoning target."""
         rows = [row for row, ids in enumerate(batch.reasonings) if ids is not None]
-        rows = rows[: round(self.settings.own_reasoning * len(rows))]
+        # Evenly spaced, for neighbours come from one source.
+        wanted = round(self.settings.own_reasoning * len(rows))
+        rows = [rows[i * len(rows) // wanted] for i in range(wanted)]
         if not rows:
             return {}
         prompts = self.conversation.reasoning_turns([batch.query_bodies[row] for row in rows])
