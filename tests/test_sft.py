@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from searchr3_embed import ReasoningEmbedder
 from tests import tiny
 from tests.test_evaluate import write_beir
-from training import ablation, curves, sft, trainer
+from training import ablation, curves, runs, sft, trainer
+from training.runs import last_checkpoint
 from training.sft_config import SFTArguments, parse
-from training.trainer import last_checkpoint
 from training.turns import Answers, Batch, Collator, lay_out
 
 CONFIGS = Path(sft.__file__).parent / "configs"
@@ -403,8 +403,8 @@ def test_curves_show_what_was_logged(finished: Path, tmp_path: Path, capsys: pyt
     # A run that is still going has no metrics.jsonl, and its newest checkpoint tells as much.
     going = tmp_path / "going"
     (going / "checkpoint-4").mkdir(parents=True)
-    state = (finished / "checkpoint-4" / trainer.STATE_FILE).read_text()
-    (going / "checkpoint-4" / trainer.STATE_FILE).write_text(state)
+    state = (finished / "checkpoint-4" / runs.STATE_FILE).read_text()
+    (going / "checkpoint-4" / runs.STATE_FILE).write_text(state)
     assert curves.series(curves.read_log(going))["loss"] == lines["loss"]
     assert curves.main([str(finished), "--out", str(tmp_path / "losses.png")]) == 0
     assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.trainer import STATE_FILE
+from training.runs import STATE_FILE
 
 # Not worth a picture of their own.
 _LEFT_OUT = {"step", "epoch", "learning_rate", "total_flos", "train_loss"}
