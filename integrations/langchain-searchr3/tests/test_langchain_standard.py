@@ -10,7 +10,7 @@ from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 
 
-class TestUnit(EmbeddingsUnitTests):
+class OnThePackagedModel:
     @property
     def embeddings_class(self) -> type[Embeddings]:
         return SearchR3Embeddings
@@ -19,16 +19,12 @@ class TestUnit(EmbeddingsUnitTests):
     def embedding_model_params(self) -> dict[str, Any]:
         return {"model": "searchr3", "device": "cpu"}
 
+
+class TestUnit(OnThePackagedModel, EmbeddingsUnitTests):
     @property
     def init_from_env_params(self) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
         return {"SEARCHR3_MODEL": "a/folder"}, {"device": "cpu"}, {"model_name": "a/folder"}
 
 
-class TestIntegration(EmbeddingsIntegrationTests):
-    @property
-    def embeddings_class(self) -> type[Embeddings]:
-        return SearchR3Embeddings
-
-    @property
-    def embedding_model_params(self) -> dict[str, Any]:
-        return {"model": "searchr3", "device": "cpu"}
+class TestIntegration(OnThePackagedModel, EmbeddingsIntegrationTests):
+    pass
