@@ -50,9 +50,9 @@ _MOST_SCORES = 2**27
 # Scores closer than this differ by rounding only (the same text twice); neither outranks the other.
 _TIE = 1e-6
 # The previous estimate of the common drift counts like so many rows that are one step old.
-_PRIOR_ROWS = 8.0
-# Rows whose edges are repaired at a time, and whose neighbours are searched at a time: they bound memory.
-_REPAIR, _GRAPH_CHUNK = 64, 8192
+_PRIOR_ROWS = 1.0
+# Rows handled at a time, and rows whose edges are repaired at a time: they bound memory.
+_ROWS, _REPAIR = 8192, 64
 # Largest corpus whose kNN graph is built by comparing all pairs; beyond it an inverted file finds the neighbours.
 _MOST_EXACT = 50_000
 
@@ -75,7 +75,7 @@ class EnvironmentSettings:
     candidates: int = 64
     budget: int = 256
     max_age: int = 0
-    refresh: str = "neighbourhood"
+    refresh: str = "impact"
     correct_drift: bool = True
     seed: int = 0
 
@@ -391,12 +391,18 @@ class Environment:
         """Corrected scores of all documents, a block of rollouts at a time: (first rollout, (rollouts, documents))."""
         size = max(1, _MOST_SCORES // len(self.texts))
         stamps, places = np.unique(self.stamps, return_inverse=True)
-        shifts = self.drift.since(stamps) if self.settings.correct_drift else None
+        shifts = self.drift.since(stamps)
+        correct = self.settings.correct_drift and bool(shifts.any())
+        lengths = np.ones(len(self.texts), dtype=np.float32)
+        for start in range(0, len(self.texts) if correct else 0, _ROWS):
+            part = slice(start, start + _ROWS)
+            lengths[part] = np.linalg.norm(self.vectors[part] + shifts[places[part]], axis=1)
         for start in range(0, len(queries), size):
             block = queries[start : start + size]
             scores = block @ self.vectors.T
-            if shifts is not None and shifts.any():
+            if correct:
                 scores += (block @ shifts.T)[:, places]
+                scores /= lengths
             yield start, scores
 
     def _candidates(
@@ -423,14 +429,17 @@ class Environment:
         age = self._ages(stale, policy_step)
         pairs = np.repeat(np.arange(len(queries)), [len(own) for own in ranks])
         scores = queries[pairs] @ self._corrected(stale).T
-        spread = float(self.drift.spread) * np.sqrt(age)
+        spread = float(self.drift.spread) * age
         impact = rank_impact(scores, np.concatenate(cosines), np.concatenate(ranks), spread)
         return rows, Candidates(stale, best[stale], age, impact)
 
     def _corrected(self, rows: np.ndarray) -> np.ndarray:
         """Vectors as far as they are known now, float32 of shape (rows, d)."""
         vectors = np.asarray(self.vectors[rows])
-        return vectors + self.drift.since(self.stamps[rows]) if self.settings.correct_drift else vectors
+        if not self.settings.correct_drift:
+            return vectors
+        vectors = vectors + self.drift.since(self.stamps[rows])
+        return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
     def _rank(
         self, queries: np.ndarray, positives: Sequence[Sequence[int]], policy_step: int
@@ -451,7 +460,8 @@ class Environment:
         began = time.perf_counter()
         fresh = _encoded(encode, [self.texts[row] for row in rows], self.vectors.shape[1])
         seconds = time.perf_counter() - began
-        self.drift.learn(np.asarray(self.vectors[rows]), fresh, self.stamps[rows], policy_step, queries)
+        missed = (fresh - self._corrected(rows)) @ queries.T
+        self.drift.learn(fresh - self.vectors[rows], self.stamps[rows], policy_step, missed)
         self.vectors[rows] = fresh
         self.stamps[rows] = policy_step
         return seconds
@@ -485,7 +495,9 @@ class Drift:
 
     One update of the weights moves all documents in part alike. ``totals`` holds how far, since ``build``, at every
     policy step that refreshed something; a row encoded at step s and scored at step t has moved by about
-    ``totals[t] - totals[s]``. Each estimate is anchored at the row's own stamp, so errors do not add up.
+    ``totals[t] - totals[s]``, and is a unit row afterwards: without that, the documents nearest to a query, which can
+    hardly come nearer, would be corrected too far. Each estimate is anchored at the row's own stamp, so errors do not
+    add up.
 
     Attributes:
         steps: Policy steps with an estimate, ascending, int64, shape (steps,); the first is 0.
@@ -508,29 +520,28 @@ class Drift:
         """Common movement from each stamp to the last step, float32 of shape (stamps, d)."""
         return np.asarray(self.totals[-1] - self.totals[np.searchsorted(self.steps, stamps)])
 
-    def learn(self, old: np.ndarray, new: np.ndarray, stamps: np.ndarray, step: int, queries: np.ndarray) -> None:
+    def learn(self, moved: np.ndarray, stamps: np.ndarray, step: int, missed: np.ndarray) -> None:
         """Learns from rows that were encoded again.
 
         Args:
-            old: The rows as they were, shape (rows, d).
-            new: As they are, shape (rows, d).
-            stamps: When the old ones were encoded, shape (rows,).
+            moved: How far each row moved since it was encoded, shape (rows, d).
+            stamps: When that was, shape (rows,).
             step: The policy step now.
-            queries: Directions along which movement matters, shape (rollouts, d).
+            missed: By how much the score of each row was wrong for each rollout, shape (rows, rollouts).
         """
-        age = (step - stamps).astype(np.float64)
-        weight = np.where(age > 0, 1 / np.maximum(age, 1), 0.0)
-        if not weight.any():  # rows of this very step hold no news
+        old = stamps < step  # rows of this very step hold no news
+        if not old.any():
             return
+        age = (step - stamps[old]).astype(np.float64)
         if self.steps[-1] != step:
             self.steps = np.append(self.steps, step)
             self.totals = np.vstack([self.totals, self.totals[-1:]])
-            # The estimate of the step before counts like some rows, so that a few rows alone do not pull it about.
+            # The estimate of the step before counts too, so that a few old rows alone do not pull it about.
             self.weights = np.append(self.weights, _PRIOR_ROWS)
-        beyond = (new - old - self.since(stamps)) @ queries.T
-        measured = float(np.sqrt(np.mean(np.square(beyond) / np.maximum(age, 1)[:, None])))
+        measured = float(np.sqrt(np.mean(np.square(missed[old] / age[:, None]))))
         self.spread = np.asarray(measured if not self.spread else 0.9 * self.spread + 0.1 * measured)
-        seen = weight @ (new - old + self.totals[np.searchsorted(self.steps, stamps)])
+        weight = 1 / age
+        seen = weight @ (moved[old] + self.totals[np.searchsorted(self.steps, stamps[old])])
         total = self.weights[-1] + weight.sum()
         self.totals[-1] = (self.weights[-1] * self.totals[-1] + seen) / total
         self.weights[-1] = total
@@ -559,11 +570,11 @@ def knn_graph(vectors: np.ndarray, degree: int, seed: int) -> np.ndarray:
         index.cp.seed, index.nprobe = seed + 1, 16
         sample = np.sort(np.random.default_rng(seed).choice(count, min(count, 64 * cells), replace=False))
         index.train(vectors[sample])
-    for start in range(0, count, _GRAPH_CHUNK):
-        index.add(np.ascontiguousarray(vectors[start : start + _GRAPH_CHUNK]))
-    for start in tqdm(range(0, count, _GRAPH_CHUNK), desc="Building the graph", disable=None):
-        own = np.arange(start, min(start + _GRAPH_CHUNK, count))[:, None]
-        near = index.search(np.ascontiguousarray(vectors[start : start + _GRAPH_CHUNK]), degree + 1)[1]
+    for start in range(0, count, _ROWS):
+        index.add(np.ascontiguousarray(vectors[start : start + _ROWS]))
+    for start in tqdm(range(0, count, _ROWS), desc="Building the graph", disable=None):
+        own = np.arange(start, min(start + _ROWS, count))[:, None]
+        near = index.search(np.ascontiguousarray(vectors[start : start + _ROWS]), degree + 1)[1]
         near = np.where(near < 0, own, near)
         # A row is mostly, but with equal texts not always, its own best neighbour; move it to the end and cut it off.
         graph[own[:, 0]] = np.take_along_axis(near, np.argsort(near == own, axis=1, kind="stable"), axis=1)[:, :degree]
