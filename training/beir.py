@@ -102,6 +102,15 @@ def read_beir(folder: str | Path, small: bool = False, split: str = "test") -> B
     return BeirData(folder.resolve().name, documents, {query: texts[query] for query in qrels}, qrels)
 
 
+def read_corpus(folder: Path) -> list[str]:
+    """The texts of the documents of a set that are not empty; it needs no judgements.
+
+    Raises:
+        DataError: The corpus is missing, unreadable or broken.
+    """
+    return [text for text in _read_texts(_require(folder, "corpus"), titles=True).values() if text.strip()]
+
+
 def evaluation_queries(folder: Path) -> list[str]:
     """The texts of all queries of a set, test, dev or not judged at all, but for those that only a train split judges.
 

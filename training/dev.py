@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +17,9 @@ from training.beir import BeirData
 from training.data import Record
 from training.evaluate import dense_rows, rank, score
 from training.report import NDCG
+
+# Set, unit rows of its queries after reasoning, unit rows of its documents, what the model wrote -> a reward each.
+Judge = Callable[[BeirData, Tensor, Tensor, Sequence[decoding.Generation]], np.ndarray]
 
 # Longer texts tell little more about which checkpoint is better, and cost most of the time.
 DOCUMENT_TOKENS = 128
@@ -39,17 +43,26 @@ def stop_tokens(model: Any) -> list[int]:
 
 
 @torch.no_grad()
-def measure(model: PreTrainedModel, conversation: Conversation, sets: Sequence[BeirData]) -> Mapping[str, float]:
+def measure(
+    model: PreTrainedModel, conversation: Conversation, sets: Sequence[BeirData], judge: Judge | None = None
+) -> Mapping[str, float]:
     """Measures direct and reasoning queries against direct documents.
 
+    Args:
+        model: A causal language model.
+        conversation: Its words.
+        sets: What to measure on.
+        judge: Gives the reward of stage 2, where it is wanted.
+
     Returns:
-        ``ndcg@10_direct`` and ``ndcg@10_reasoning``, the means over the sets; ``embed_token_share`` and
-        ``reasoning_tokens``, the means over the queries.
+        ``ndcg@10_direct`` and ``ndcg@10_reasoning``, the means over the sets; ``embed_token_share``,
+        ``reasoning_tokens`` and, with a judge, ``reward``, the means over the queries.
     """
     direct: list[float] = []
     reasoning: list[float] = []
     finished: list[bool] = []
     tokens: list[int] = []
+    rewards: list[float] = []
     for data in sets:
         documents = _unit(decoding.embed(model, _turns(conversation, list(data.documents.values()), DOCUMENT_TOKENS)))
         texts = list(data.queries.values())
@@ -68,11 +81,14 @@ def measure(model: PreTrainedModel, conversation: Conversation, sets: Sequence[B
         reasoning.append(_ndcg(data, thoughtful, documents))
         finished += [generation.finished for generation in generations]
         tokens += [len(generation.ids) for generation in generations]
+        if judge is not None:
+            rewards += judge(data, thoughtful, documents, generations).tolist()
     return {
         "ndcg@10_direct": sum(direct) / len(direct),
         "ndcg@10_reasoning": sum(reasoning) / len(reasoning),
         "embed_token_share": sum(finished) / len(finished),
         "reasoning_tokens": sum(tokens) / len(tokens),
+        **({"reward": sum(rewards) / len(rewards)} if rewards else {}),
     }
 
 

@@ -122,7 +122,7 @@ def think(
     if not order:
         return []
     prefix = _shared_prefix(prompts)
-    head = _lm_head(model)
+    head = lm_head(model)
     stops = torch.tensor(sorted(set(stop_token_ids) - {embed_token_id}), dtype=torch.long, device=model.device)
     slots = _Slots(model, min(batch_size, len(prompts)), len(prompts[order[0]]) + max_new_tokens + 1)
     slots.fill_prefix(model, prefix)
@@ -405,7 +405,7 @@ def _additive(allowed: Tensor, slots: _Slots) -> Tensor:
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
-def _lm_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+def lm_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     """The module that turns a hidden state into logits: ``lm_head``, or BERT's ``cls`` with its transform."""
     for name in ("lm_head", "cls"):
         head = getattr(model, name, None)

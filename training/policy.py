@@ -1,0 +1,229 @@
+"""The reinforcement trainer: TRL's GRPO on rollouts of our engine.
+
+What TRL computes from its own fused language-modelling head is right only for models with rotary positions whose head
+is one matrix: under left padding it gives models with absolute positions wrong places, and of BERT's head it leaves
+the transform out. For those, and where inference bars tokens that are written already (``distinct_tokens``), the
+log-probabilities are computed here, so that the policy that is trained is the one that the engine samples from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel, TrainerCallback
+from trl import GRPOTrainer
+
+from searchr3_embed import decoding
+from training import dev, losses
+from training.batching import pad
+from training.beir import BeirData
+from training.rollout import ENVIRONMENT_FOLDER, Rollouts, exact_rewards
+from training.runs import EmbedderRun, without_wrapper
+
+
+def retrieval(score: list[float], **kwargs: Any) -> list[float | None]:
+    """The reward function: the rollouts come with their scores."""
+    return [*score]
+
+
+class PolicyTrainer(EmbedderRun, GRPOTrainer):
+    """Trains a model to write reasoning whose embedding ranks the right documents.
+
+    Args:
+        rollouts: Writes and scores.
+        dev_sets: Sets to choose checkpoints by.
+        contrast: Weight of the contrastive loss beside the policy's, and its temperature.
+        **kwargs: As of ``GRPOTrainer``.
+    """
+
+    def __init__(
+        self, *, rollouts: Rollouts, dev_sets: Sequence[BeirData], contrast: tuple[float, float], **kwargs: Any
+    ) -> None:
+        super().__init__(reward_funcs=retrieval, rollout_func=rollouts, **kwargs)
+        self.rollouts, self.conversation, self.contrast = rollouts, rollouts.conversation, contrast
+        self.dev_sets = list(dev_sets)
+        self.names = {query: number for number, query in enumerate(rollouts.task.positives)}
+        bare = without_wrapper(self.accelerator.unwrap_model(self.model))
+        own = self.conversation.prompts.distinct_tokens or not fused_head_is_right(bare)
+        self.own_head = decoding.lm_head(bare) if own else None
+        self.add_callback(_Clock(self))
+
+    def measure(self, model: PreTrainedModel) -> Mapping[str, float]:
+        """What ``evaluate`` logs: retrieval, and the reward of held-out queries."""
+        return dev.measure(model, self.conversation, self.dev_sets, exact_rewards(self.rollouts.reward))
+
+    def save_beside(self, folder: Path) -> None:
+        """Saves the environment into a checkpoint."""
+        if self.args.should_save and self.rollouts.environment is not None:
+            self.rollouts.environment.save(folder / ENVIRONMENT_FOLDER)
+
+    def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
+        """Not estimated: most of a step's work is the rollouts."""
+        return 0
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        for name, value in self.rollouts.judged.items():
+            self._metrics["train"][name].append(value)
+        output["query"] = torch.tensor([self.names[row["prompt"]] for row in inputs], device=self.accelerator.device)
+        return output
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if self.own_head is None:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
+            )
+        parts = []
+        for ids, mask in zip(
+            input_ids.split(batch_size or len(input_ids)),
+            attention_mask.split(batch_size or len(input_ids)),
+            strict=True,
+        ):
+            with self.accelerator.autocast():
+                parts.append(
+                    log_probabilities(
+                        model,
+                        self.own_head,
+                        ids,
+                        mask,
+                        logits_to_keep,
+                        self.temperature,
+                        distinct=self.conversation.prompts.distinct_tokens,
+                        entropy_gradient=self._entropy_bonus_enabled,
+                    )
+                )
+        logps, entropies = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        return logps, entropies if compute_entropy else None, None
+
+    def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
+        loss = super()._compute_loss(model, inputs)
+        if self.contrast[0] > 0:
+            value = self._contrast_loss(model, inputs)
+            self._metrics["train"]["contrast"].append(float(value.detach()))
+            loss = loss + self.contrast[0] * value / self.current_gradient_accumulation_steps
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss of step {self.state.global_step} is {float(loss)}. A lower learning_rate, a smaller "
+                "max_grad_norm or float32 usually helps."
+            )
+        return loss
+
+    def _contrast_loss(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """InfoNCE of the queries, direct and after their finished rollouts, against one document for each query."""
+        task, talk = self.rollouts.task, self.conversation
+        numbers = inputs["query"].unique().tolist()
+        place = {number: i for i, number in enumerate(numbers)}
+        queries = [list(task.positives)[number] for number in numbers]
+        answers = [task.positives[query] for query in queries]
+        # Another positive at every step; the choice needs no random state.
+        chosen = [rows[self.state.global_step % len(rows)] for rows in answers]
+        bodies = [body[: self.rollouts.query_length] for body in talk.text_ids(queries)]
+        texts = [body[: self.rollouts.document_length] for body in talk.text_ids([task.documents[i] for i in chosen])]
+        turns = talk.direct_turns(bodies) + talk.direct_turns(texts)
+        gold = list(range(len(numbers)))
+        parts = (inputs["prompt_ids"], inputs["prompt_mask"], inputs["completion_ids"], inputs["completion_mask"])
+        for number, prompt, before, completion, after in zip(inputs["query"].tolist(), *parts, strict=True):
+            ids = completion[after.bool()].tolist()
+            if ids and ids[-1] == talk.embed_token_id:
+                turns.append(prompt[before.bool()].tolist() + ids)
+                gold.append(place[number])
+        ids = pad(turns)[0].to(self.accelerator.device)
+        with self.accelerator.autocast():
+            output = model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1)
+        last = torch.tensor([len(turn) - 1 for turn in turns], device=ids.device)
+        vectors = F.normalize(
+            output.hidden_states[-1][torch.arange(len(turns), device=ids.device), last].float(), dim=-1
+        )
+        asked = torch.cat([vectors[: len(numbers)], vectors[2 * len(numbers) :]])
+        right = torch.tensor([[i in rows for i in chosen] for rows in answers], device=ids.device)
+        goal = torch.tensor(gold, device=ids.device)
+        return losses.info_nce(asked, vectors[len(numbers) : 2 * len(numbers)], goal, right[goal], self.contrast[1])
+
+
+def fused_head_is_right(model: PreTrainedModel) -> bool:
+    """Whether TRL's fused head gives this model's log-probabilities, see the module docstring."""
+    rotary = getattr(model.config, "rope_parameters", None) is not None
+    return rotary and getattr(model, "lm_head", None) is model.get_output_embeddings()
+
+
+def log_probabilities(
+    model: Any,
+    head: Callable[[Tensor], Tensor],
+    ids: Tensor,
+    mask: Tensor,
+    kept: int,
+    temperature: float,
+    *,
+    distinct: bool,
+    entropy_gradient: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the last ``kept`` tokens, and the entropies of the distributions they were chosen from.
+
+    Rows are moved to the left: without padding before it, a causal model needs neither a mask nor positions. The head
+    is asked for the tokens that were written, not for padding.
+
+    Args:
+        model: A causal language model, in its wrappers or not.
+        head: Its language-modelling head.
+        ids: Prompts padded on the left, completions padded on the right, shape (rows, tokens).
+        mask: 1 at tokens, 0 at padding, same shape.
+        kept: Length of the padded completions.
+        temperature: Divides the logits.
+        distinct: Whether a token that a completion holds already can't come again.
+        entropy_gradient: Whether the entropies get a gradient; it takes memory.
+
+    Returns:
+        Two float32 tensors of shape (rows, kept), 0 at padding.
+    """
+    turns = pad([row[here].tolist() for row, here in zip(ids, mask.bool(), strict=True)])[0].to(ids.device)
+    states = model(input_ids=turns, use_cache=False, output_hidden_states=True, logits_to_keep=1).hidden_states[-1]
+    completion, written = ids[:, -kept:], mask[:, -kept:].bool()
+    rows, places = written.nonzero(as_tuple=True)
+    prompt_lengths = mask[:, :-kept].sum(dim=1)
+    logits = head(states[rows, prompt_lengths[rows] + places - 1]).float() / temperature
+    if distinct:
+        earlier = torch.arange(kept, device=ids.device) < places[:, None]
+        token, place = earlier.nonzero(as_tuple=True)
+        barred = torch.zeros_like(logits, dtype=torch.bool)
+        barred[token, completion[rows[token], place]] = True
+        # Finite, for the entropy multiplies it by 0.
+        logits = logits.masked_fill(barred, torch.finfo(logits.dtype).min)
+    odds = logits.log_softmax(dim=-1)
+    nothing = odds.new_zeros(written.shape)
+    chosen = nothing.index_put((rows, places), odds.gather(1, completion[written][:, None]).squeeze(1))
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        entropy = nothing.index_put((rows, places), -(odds.exp() * odds).sum(dim=-1))
+    return chosen, entropy
+
+
+class _Clock(TrainerCallback):
+    """Logs what each step spent on writing, on the environment, and on the update."""
+
+    def __init__(self, trainer: PolicyTrainer) -> None:
+        self.trainer, self.began = trainer, 0.0
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.began = time.perf_counter()
+        self.trainer.rollouts.seconds.clear()
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        whole = time.perf_counter() - self.began
+        spent = self.trainer.rollouts.seconds
+        seconds = {name: spent[name] for name in ("generating", "refreshing")}
+        for name, value in {**seconds, "updating": whole - sum(spent.values())}.items():
+            self.trainer._metrics["train"][f"seconds_{name}"].append(value)
