@@ -476,6 +476,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--budgets", type=int, nargs="+", default=[64, 256], help="default: 64 256")
     parser.add_argument("--refresh", nargs="+", choices=sorted(POLICIES), default=["impact", "neighbourhood", "none"],
                         help="refresh policies (default: impact neighbourhood none)")  # fmt: skip
+    parser.add_argument("--max-age", type=int, default=0, help="age in steps that counts as fresh (default: 0)")
     parser.add_argument("--uncorrected", action="store_true", help="measure all without drift correction as well")
     parser.add_argument("--documents", type=int, help="a part of the corpus that holds the positives (default: all)")
     parser.add_argument("--document-tokens", type=int, default=200, help="most tokens of a document (default: 200)")
@@ -501,8 +502,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     if args.group < 2:
         parser.error(f"--group must be at least 2, or there is nothing to compare with, got {args.group}")
-    if min(args.budgets) < 0:
-        parser.error(f"--budgets must be at least 0, got {min(args.budgets)}")
+    if min(*args.budgets, args.max_age) < 0:
+        parser.error(f"--budgets and --max-age must be at least 0, got {args.budgets} and {args.max_age}")
     if args.threads:
         torch.set_num_threads(args.threads)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
@@ -516,7 +517,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             fixed = refresh in ("none", "all")
             for budget in (0,) if fixed else args.budgets:
                 name = refresh + ("" if fixed else f"-{budget}") + ("" if corrected or fixed else "-uncorrected")
-                environments.setdefault(name, {"refresh": refresh, "budget": budget, "correct_drift": corrected})
+                fields = {"refresh": refresh, "budget": budget, "max_age": args.max_age, "correct_drift": corrected}
+                environments.setdefault(name, fields)
     setting = Setting(
         data=str(args.data), records=str(args.train_records), model=args.model, steps=args.steps,
         documents=args.documents, document_tokens=args.document_tokens, full_every=args.full_every,

@@ -13,8 +13,11 @@ of a group of rollouts:
 
 Search is exact: for corpora that fit one machine, multiplying all vectors by all rollouts costs far less than encoding
 the budget, and a rank needs the score of every document anyway. With n documents of d dimensions, r rollouts and graph
-degree k, memory is ``4 n (d + k + 1)`` bytes (vectors memory-mapped when a folder is given) plus at most 0.5 GiB of
-scores, and a step costs ``4 n d r`` floating-point operations beside the encoding.
+degree k, memory is ``4 n (d + k + 2)`` bytes (vectors memory-mapped when a folder is given) and at most about 1 GiB
+for scores; a step costs ``4 n d (r + 1)`` floating-point operations beside the encoding, and nothing else in it grows
+with n. Measured on one core (d = 384, 64 rollouts, 256 documents refreshed, encoding left out): 0.14 s of CPU a step
+with 16,000 documents and 0.6 s with 100,000, so about 6 s with 1,000,000; the graph, built once, takes 2 s and 25 s,
+and by its n^1.5 about 13 minutes.
 """
 
 from __future__ import annotations
@@ -567,7 +570,8 @@ def knn_graph(vectors: np.ndarray, degree: int, seed: int) -> np.ndarray:
     if count > _MOST_EXACT:
         cells = int(4 * np.sqrt(count))
         index = faiss.IndexIVFFlat(index, size, cells, faiss.METRIC_INNER_PRODUCT)
-        index.cp.seed, index.nprobe = seed + 1, 16
+        # Ten rounds of clustering instead of 25: the cells hardly move after that, and it is most of the work.
+        index.cp.seed, index.cp.niter, index.nprobe = seed + 1, 10, 16
         sample = np.sort(np.random.default_rng(seed).choice(count, min(count, 64 * cells), replace=False))
         index.train(vectors[sample])
     for start in range(0, count, _ROWS):
