@@ -45,7 +45,8 @@ def check_same_run(out: Path, settings: Mapping[str, Any]) -> None:
     now = json.loads(json.dumps(settings, default=str))
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
+        # Every process of the run comes by here.
+        partial = path.with_suffix(f".{os.getpid()}.partial")
         partial.write_text(json.dumps(now, indent=2, sort_keys=True), encoding="utf-8")
         os.replace(partial, path)
         return
@@ -70,7 +71,7 @@ def last_checkpoint(out: Path) -> Path | None:
             whole.append((int(state["global_step"]), folder))
         except (OSError, ValueError, KeyError):
             logger.warning("%s is not whole (the run was stopped while writing it); it is removed", folder)
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
     return max(whole)[1] if whole else None
 
 
