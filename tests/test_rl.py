@@ -108,26 +108,33 @@ def log_of(out: Path) -> list[dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, ready: Path, data: Path) -> Path:
-    """An uninterrupted run that is mostly paid for ending with the token, and measured on dev sets."""
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that seldom ends a rollout by itself."""
+    return biased(tmp_path_factory.mktemp("start"), 2.0)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, start: Path, data: Path) -> Path:
+    """An uninterrupted run that is paid for ending with the token, and measured on dev sets."""
     out = tmp_path_factory.mktemp("finished")
     choose = {"eval_strategy": "steps", "eval_steps": 5, "metric_for_best_model": "ndcg@10_reasoning"}
-    changes = {"max_steps": 10, "save_steps": 5, "load_best_model_at_end": True, "learning_rate": 3e-3, **choose}
-    run(out, **settings(ready, data, out / "run", **changes))
+    # The format alone, for it can be learned in ten steps of any queries.
+    reward = {"dcg": 0.0, "format": 0.5, "failed": -0.5}
+    changes = {"max_steps": 10, "save_steps": 5, "per_device_train_batch_size": 16, "reward": reward, **choose}
+    run(out, **settings(start, data, out / "run", load_best_model_at_end=True, **changes))
     return out / "run"
 
 
-def test_the_policy_learns_what_is_rewarded(finished: Path, ready: Path) -> None:
+def test_the_policy_learns_what_is_rewarded(finished: Path, start: Path) -> None:
     rows = [row for row in log_of(finished) if "reward" in row]
     assert [row["step"] for row in rows] == list(range(1, 11))
-    first, last = rows[:3], rows[-3:]
-    assert sum(r["format_rate"] for r in last) > sum(r["format_rate"] for r in first) + 0.3
-    assert sum(r["reward"] for r in last) > sum(r["reward"] for r in first) + 0.3
+    assert np.mean([row["format_rate"] for row in rows[-3:]]) > rows[0]["format_rate"] + 0.2
+    assert np.mean([row["reward"] for row in rows[-3:]]) > rows[0]["reward"] + 0.2
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-5) and rows[-1]["kl"] > 1e-3
     model = ReasoningEmbedder(str(finished / "model"), device="cpu")
     assert model.reason(["how do stones travel in ice"])[0].embedding.shape == (32,)
     # What ends a rollout is not written into the exported model.
-    before = json.loads((ready / "generation_config.json").read_text())
+    before = json.loads((start / "generation_config.json").read_text())
     after = json.loads((finished / "model" / "generation_config.json").read_text())
     assert before.get("eos_token_id") == after.get("eos_token_id")
 
@@ -378,9 +385,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(
     assert [folder.name for folder in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
 
 
-def test_another_corpus_data_or_setting_is_not_continued(
-    ready: Path, finished: Path, data: Path, tmp_path: Path
-) -> None:
+def test_another_corpus_data_or_setting_is_not_continued(finished: Path, tmp_path: Path) -> None:
     values = yaml.safe_load((finished.parent / "config.yaml").read_text())
     with pytest.raises(ValueError, match="another corpus"):
         run(tmp_path, **values | {"corpus": [str(write_beir(tmp_path / "more"))]})
