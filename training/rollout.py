@@ -2,8 +2,10 @@
 
 A rollout is one pass: our engine writes the reasoning and returns the state at the token that closes it, so nothing is
 computed twice. (128 rollouts of searchr3-mini, one CPU thread: 2.7 s; the states once more by a forward pass over what
-was written: 2.4 s on top, equal to 1e-6. Log-probabilities: 0.04 s of the 2.7.) The environment lives on the first process. It gets the embeddings of all processes, encodes documents
-with its own copy of the weights, and sends back scores.
+was written: 2.4 s on top, equal to 1e-6. Log-probabilities: 0.04 s of the 2.7.)
+
+The environment lives on the first process. It gets the embeddings of all processes, encodes documents with its own
+copy of the weights, and sends back scores.
 """
 
 from __future__ import annotations
