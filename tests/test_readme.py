@@ -17,7 +17,10 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHOWN = re.compile(r"^print\(.*\)\n((?:# .*\n?)+)", re.MULTILINE)
-MODULES = {"training.base_model", "training.evaluate", "benchmarks.engine", "benchmarks.fidelity"}
+MODULES = {
+    *(f"training.{name}" for name in ("reasoning", "negatives", "sft", "evaluate", "curves")),
+    *(f"benchmarks.{name}" for name in ("engine", "fidelity")),
+}
 
 
 def blocks(language: str) -> list[str]:

@@ -253,3 +253,25 @@ def test_bad_input_is_one_line_on_stderr(
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert not (tmp_path / "o").exists()
+
+
+def test_several_files_vote_together_and_keep_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Each file alone is too small for a vote; a pair of similar questions stands in different files.
+    rows = [
+        {
+            "query": f"what heals burn number {i}",
+            "positives": [f"apply honey gauze to burn {chr(97 + i)}{chr(97 + i)}{i}"],
+        }
+        for i in range(8)
+    ]
+    files = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
+    for path, part in zip(files, (rows[::2], rows[1::2]), strict=True):
+        path.write_text("".join(json.dumps(row) + "\n" for row in part))
+    data = ["--data", *map(str, files)]
+    assert rs.main(["terms", *data, "--out", str(tmp_path / "together")]) == 0
+    for path, part in zip(files, (rows[::2], rows[1::2]), strict=True):
+        written = read_records(tmp_path / "together" / path.name)
+        assert [record.query for record in written] == [row["query"] for row in part]
+        assert all("honey" in (record.reasoning or "") for record in written)
+    assert rs.main(["terms", *data, "--out", str(tmp_path / "both.jsonl")]) == 2
+    assert "is one file for 2; name a folder" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """Reasoning targets: what a model should write before it embeds a query. Two sources, one interface.
 
-    python -m training.reasoning terms --data DATA/train/medquad.jsonl.gz --out medquad.jsonl
+    python -m training.reasoning terms --data DATA/train/*.jsonl.gz --out DATA/reasoned
     python -m training.reasoning llm --data DATA/train/medquad.jsonl.gz --out medquad.jsonl \\
         --base-url http://localhost:8000/v1 --model Qwen/Qwen3-32B
 
@@ -260,8 +260,17 @@ def arguments() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for command in (terms, language):
-        command.add_argument("--data", required=True, type=Path, metavar="FILE", help="records, .jsonl or .jsonl.gz")
-        command.add_argument("--out", required=True, type=Path, metavar="FILE", help="the same records with reasoning")
+        command.add_argument(
+            "--data", required=True, type=Path, nargs="+", metavar="FILE", help="records, .jsonl or .jsonl.gz"
+        )
+        command.add_argument(
+            "--out",
+            required=True,
+            type=Path,
+            metavar="PATH",
+            help="the same records with reasoning: a .jsonl or .jsonl.gz file, or for several files a folder, which "
+            "gets files of the same names",
+        )
         command.add_argument(
             "--overwrite", action="store_true", help="replace the reasoning that records hold already"
         )
@@ -292,7 +301,7 @@ def _terms(args: argparse.Namespace) -> int:
     for name, least in (("most_terms", 1), ("neighbours", 1), ("least_support", 0)):
         if (value := getattr(args, name)) < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
-    records = read_records(args.data)
+    records = _read(args)
     chosen = terms_reasoning(
         records,
         embedder=None if args.embedder == "none" else args.embedder,
@@ -307,7 +316,7 @@ def _terms(args: argparse.Namespace) -> int:
 def _llm(args: argparse.Namespace) -> int:
     endpoint, store = chat.endpoint_of(args), chat.store_of(args)
     prompt = args.system_prompt.read_text(encoding="utf-8").strip() if args.system_prompt else SYSTEM_PROMPT
-    records = read_records(args.data)
+    records = _read(args)
     asked = [record for record in records if args.overwrite or record.reasoning is None]
     if args.dry_run:
         print(chat.plan(conversations(asked, prompt), endpoint, store))
@@ -319,6 +328,20 @@ def _llm(args: argparse.Namespace) -> int:
     return chat.BUDGET_SPENT if answers.left else 0
 
 
+def _read(args: argparse.Namespace) -> list[Record]:
+    """The records of all files, in order: similar queries may stand in another file.
+
+    Raises:
+        ValueError: Several files would be written to one.
+    """
+    names = [path.name for path in args.data]
+    if len(names) > 1 and args.out.suffix in (".jsonl", ".gz"):
+        raise ValueError(f"--out {args.out} is one file for {len(names)}; name a folder")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"--data: several files are called {repeated[0]!r}, and would overwrite each other")
+    return [record for path in args.data for record in read_records(path)]
+
+
 def _write(args: argparse.Namespace, records: Sequence[Record], chosen: Sequence[str | None]) -> None:
     """Writes the records with their reasoning, and says how many have one."""
     filled = []
@@ -326,7 +349,14 @@ def _write(args: argparse.Namespace, records: Sequence[Record], chosen: Sequence
         if args.overwrite or record.reasoning is None:
             record = dataclasses.replace(record, reasoning=reasoning)
         filled.append(record)
-    write_records(args.out, filled)
+    if args.out.suffix in (".jsonl", ".gz"):
+        write_records(args.out, filled)
+    else:
+        start = 0
+        for path in args.data:
+            end = start + len(read_records(path))
+            write_records(args.out / path.name, filled[start:end])
+            start = end
     held = 0 if args.overwrite else sum(record.reasoning is not None for record in records)
     now = sum(record.reasoning is not None for record in filled)
     empty = sum(record.reasoning == "" for record in filled)
