@@ -37,7 +37,8 @@ from tqdm import tqdm
 from searchr3_embed import decoding
 from training.beir import DataError, read_beir
 from training.data import Record, load
-from training.environment import POLICIES, Environment, EnvironmentSettings, Outcome
+from training.environment import Environment, EnvironmentSettings, Outcome
+from training.refresh import POLICIES
 from training.report import environment as machine
 from training.report import write_whole
 from training.reward import RewardSettings, rewards

@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 
 from training import environment as module
-from training.environment import POLICIES, Candidates, Drift, Environment, EnvironmentSettings, knn_graph, rank_impact
+from training import graph as graph_module
+from training.drift import Drift
+from training.environment import Environment, EnvironmentSettings
+from training.graph import knn_graph
+from training.refresh import POLICIES, Candidates, rank_impact
 from training.reward import scaled_dcg
 
 SIZE = 24
@@ -378,7 +382,7 @@ def test_graph_is_exact() -> None:
 
 def test_graph_of_a_large_corpus_finds_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = Policy(3000).all()
-    monkeypatch.setattr(module, "_MOST_EXACT", 1000)
+    monkeypatch.setattr(graph_module, "_MOST_EXACT", 1000)
     graph = knn_graph(vectors, 8, 0)
     np.testing.assert_array_equal(graph, knn_graph(vectors, 8, 0))
     monkeypatch.undo()

@@ -33,12 +33,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 from tqdm import tqdm
 
 from searchr3_embed.conversation import check_texts
 from searchr3_embed.vector_cache import replacing
+from training.drift import Drift
+from training.graph import knn_graph
+from training.refresh import POLICIES, Candidates, rank_impact
 
 logger = logging.getLogger("training.environment")
 
@@ -52,12 +54,8 @@ _CHUNK = 1024
 _MOST_SCORES = 2**27
 # Scores closer than this differ by rounding only (the same text twice); neither outranks the other.
 _TIE = 1e-6
-# The previous estimate of the common drift counts like so many rows that are one step old.
-_PRIOR_ROWS = 1.0
 # Rows handled at a time, and rows whose edges are repaired at a time: they bound memory.
 _ROWS, _REPAIR = 8192, 64
-# Largest corpus whose kNN graph is built by comparing all pairs; beyond it an inverted file finds the neighbours.
-_MOST_EXACT = 50_000
 
 
 @dataclass(frozen=True)
@@ -89,74 +87,6 @@ class EnvironmentSettings:
                 raise ValueError(f"{name} must be an integer >= {least}, got {value!r}.")
         if self.refresh not in POLICIES:
             raise ValueError(f"refresh must be one of {sorted(POLICIES)}, got {self.refresh!r}.")
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """What a refresh policy chooses from; arrays of shape (candidates,).
-
-    Attributes:
-        rows: Row numbers, ascending.
-        best_rank: Best rank over the rollouts, from 0, positives not counted; candidates that are only graph
-            neighbours have the number of search results.
-        age: Policy steps since the row was encoded; all above the allowed age.
-        impact: How much of the reward the row's drift may change, summed over the rollouts, see ``rank_impact``.
-    """
-
-    rows: np.ndarray
-    best_rank: np.ndarray
-    age: np.ndarray
-    impact: np.ndarray
-
-
-def refresh_nothing(candidates: Candidates) -> np.ndarray:
-    """Nothing: the vectors of the first step for ever."""
-    return candidates.rows[:0]
-
-
-def refresh_neighbourhood(candidates: Candidates) -> np.ndarray:
-    """The best ranked first, among equals the oldest: what the rollouts found and what lies around it."""
-    return candidates.rows[np.lexsort((-candidates.age, candidates.best_rank))]
-
-
-def refresh_impact(candidates: Candidates) -> np.ndarray:
-    """First what may change the reward most: stale rows that compete with a positive for a rank that counts."""
-    return candidates.rows[np.lexsort((-candidates.age, candidates.best_rank, -candidates.impact))]
-
-
-def refresh_all(candidates: Candidates) -> np.ndarray:
-    """Everything that is stale: the reference. The environment offers it the whole corpus and no budget."""
-    return candidates.rows
-
-
-# Each gives the row numbers to encode again, most urgent first. Stale positives come before, whatever the policy,
-# unless it is "none".
-POLICIES: dict[str, Callable[[Candidates], np.ndarray]] = {
-    "none": refresh_nothing,
-    "neighbourhood": refresh_neighbourhood,
-    "impact": refresh_impact,
-    "all": refresh_all,
-}
-
-
-def rank_impact(scores: np.ndarray, thresholds: np.ndarray, ranks: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """How much the reward may change because a document's score is uncertain.
-
-    A document that passes a positive of cosine c on rank r changes its gain by c (1/log2(r+2) - 1/log2(r+3)). How
-    likely that is falls with the distance of the two scores, in units of the document's uncertainty.
-
-    Args:
-        scores: Of the documents, shape (pairs, documents); a pair is a rollout and one of its positives.
-        thresholds: Cosine of the positive of each pair, shape (pairs,).
-        ranks: Its rank, from 0, shape (pairs,).
-        spread: Standard deviation of each document's score, shape (documents,).
-
-    Returns:
-        Summed over the pairs, shape (documents,).
-    """
-    step = np.maximum(thresholds, 0.0) * (1 / np.log2(ranks + 2.0) - 1 / np.log2(ranks + 3.0))
-    distance = (scores - thresholds[:, None]) / np.maximum(spread, 1e-12)
-    return np.asarray(step @ np.exp(-0.5 * np.square(distance)))
 
 
 @dataclass(frozen=True)
@@ -490,99 +420,6 @@ class Environment:
                 if nearness[-1] > nearness[worst] and row not in self.graph[other]:
                     self.graph[other, worst] = row
         return time.perf_counter() - began
-
-
-@dataclass
-class Drift:
-    """The movement that all documents have in common, learned from the rows that are encoded anyway.
-
-    One update of the weights moves all documents in part alike. ``totals`` holds how far, since ``build``, at every
-    policy step that refreshed something; a row encoded at step s and scored at step t has moved by about
-    ``totals[t] - totals[s]``, and is a unit row afterwards: without that, the documents nearest to a query, which can
-    hardly come nearer, would be corrected too far. Each estimate is anchored at the row's own stamp, so errors do not
-    add up.
-
-    Attributes:
-        steps: Policy steps with an estimate, ascending, int64, shape (steps,); the first is 0.
-        totals: Common movement up to each step, float32, shape (steps, d).
-        weights: How much is behind each estimate, float64, shape (steps,).
-        spread: Standard deviation of a score's movement beyond the common one, for a row of age 1; shape ().
-    """
-
-    steps: np.ndarray
-    totals: np.ndarray
-    weights: np.ndarray
-    spread: np.ndarray
-
-    @classmethod
-    def none(cls, size: int) -> Drift:
-        """No movement yet."""
-        return cls(np.zeros(1, dtype=np.int64), np.zeros((1, size), dtype=np.float32), np.zeros(1), np.zeros(()))
-
-    def since(self, stamps: np.ndarray) -> np.ndarray:
-        """Common movement from each stamp to the last step, float32 of shape (stamps, d)."""
-        return np.asarray(self.totals[-1] - self.totals[np.searchsorted(self.steps, stamps)])
-
-    def learn(self, moved: np.ndarray, stamps: np.ndarray, step: int, missed: np.ndarray) -> None:
-        """Learns from rows that were encoded again.
-
-        Args:
-            moved: How far each row moved since it was encoded, shape (rows, d).
-            stamps: When that was, shape (rows,).
-            step: The policy step now.
-            missed: By how much the score of each row was wrong for each rollout, shape (rows, rollouts).
-        """
-        old = stamps < step  # rows of this very step hold no news
-        if not old.any():
-            return
-        age = (step - stamps[old]).astype(np.float64)
-        if self.steps[-1] != step:
-            self.steps = np.append(self.steps, step)
-            self.totals = np.vstack([self.totals, self.totals[-1:]])
-            # The estimate of the step before counts too, so that a few old rows alone do not pull it about.
-            self.weights = np.append(self.weights, _PRIOR_ROWS)
-        measured = float(np.sqrt(np.mean(np.square(missed[old] / age[:, None]))))
-        self.spread = np.asarray(measured if not self.spread else 0.9 * self.spread + 0.1 * measured)
-        weight = 1 / age
-        seen = weight @ (moved[old] + self.totals[np.searchsorted(self.steps, stamps[old])])
-        total = self.weights[-1] + weight.sum()
-        self.totals[-1] = (self.weights[-1] * self.totals[-1] + seen) / total
-        self.weights[-1] = total
-
-
-def knn_graph(vectors: np.ndarray, degree: int, seed: int) -> np.ndarray:
-    """The nearest neighbours of every row among all rows, by faiss: exact up to 50,000 rows, by cells beyond.
-
-    Args:
-        vectors: Float32 unit rows, shape (documents, d).
-        degree: Neighbours of each row, at most all others.
-        seed: Of the clustering into cells.
-
-    Returns:
-        Row numbers, int32 of shape (documents, degree). Where a cell holds too few rows, a row's own number fills up.
-    """
-    count, size = vectors.shape
-    degree = min(degree, count - 1)
-    graph = np.zeros((count, degree), dtype=np.int32)
-    if degree < 1:
-        return graph
-    index: Any = faiss.IndexFlatIP(size)
-    if count > _MOST_EXACT:
-        cells = int(4 * np.sqrt(count))
-        index = faiss.IndexIVFFlat(index, size, cells, faiss.METRIC_INNER_PRODUCT)
-        # Ten rounds of clustering instead of 25: the cells hardly move after that, and it is most of the work.
-        index.cp.seed, index.cp.niter, index.nprobe = seed + 1, 10, 16
-        sample = np.sort(np.random.default_rng(seed).choice(count, min(count, 64 * cells), replace=False))
-        index.train(vectors[sample])
-    for start in range(0, count, _ROWS):
-        index.add(np.ascontiguousarray(vectors[start : start + _ROWS]))
-    for start in tqdm(range(0, count, _ROWS), desc="Building the graph", disable=None):
-        own = np.arange(start, min(start + _ROWS, count))[:, None]
-        near = index.search(np.ascontiguousarray(vectors[start : start + _ROWS]), degree + 1)[1]
-        near = np.where(near < 0, own, near)
-        # A row is mostly, but with equal texts not always, its own best neighbour; move it to the end and cut it off.
-        graph[own[:, 0]] = np.take_along_axis(near, np.argsort(near == own, axis=1, kind="stable"), axis=1)[:, :degree]
-    return graph
 
 
 def _rank_row(scores: np.ndarray, own: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
