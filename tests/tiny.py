@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections import Counter
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     BertConfig,
     BertLMHeadModel,
@@ -83,12 +85,17 @@ def save_mini(folder: Path) -> Path:
 
 def bert_tokenizer() -> PreTrainedTokenizerFast:
     """A small word-piece tokenizer with a chat template, without the embed token."""
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece()
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words = {word for text in CORPUS for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
+    letters = {letter for word in words for letter in word}
+    pairs = {word[i : i + 2] for word in words for i in range(len(word) - 1)}
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    backend.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=400, special_tokens=special))
+    # Listed, not trained: the trainers of tokenizers break ties differently in every process.
+    tokens = [*special, *sorted(letters | pairs | words), *sorted(f"##{piece}" for piece in letters | pairs)]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer, backend.decoder = normalizer, splitter, decoders.WordPiece()
+    backend.add_special_tokens(special)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     )
@@ -121,13 +128,13 @@ def save_released(folder: Path) -> Path:
 
 
 def _qwen2() -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
-    backend = Tokenizer(models.BPE())
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    merges = _merges(240)
+    tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *dict.fromkeys(map("".join, merges))]
+    backend = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet)
-    backend.train_from_iterator(CORPUS, trainer)
+    backend.add_special_tokens(special)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=4096
     )
@@ -151,6 +158,22 @@ def _qwen2() -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
     return _likely_to_end(model, tokenizer), tokenizer
 
 
+def _merges(count: int) -> list[tuple[str, str]]:
+    """Byte-pair merges of the corpus, the most frequent first and ties in alphabetical order."""
+    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = [list(word) for text in CORPUS for word, _ in splitter.pre_tokenize_str(text)]
+    merges: list[tuple[str, str]] = []
+    while len(merges) < count:
+        pairs = Counter(pair for word in words for pair in itertools.pairwise(word))
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        for word in words:
+            for place in range(len(word) - 2, -1, -1):
+                if (word[place], word[place + 1]) == best and place + 1 < len(word):
+                    word[place : place + 2] = ["".join(best)]
+    return merges
+
+
 def _add_embed_token(tokenizer: PreTrainedTokenizerFast) -> None:
     known = list(tokenizer.special_tokens_map.get("additional_special_tokens", []))
     tokenizer.add_special_tokens({"additional_special_tokens": [*known, EMBED_TOKEN]})
@@ -161,7 +184,7 @@ def _likely_to_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -
     token = tokenizer.convert_tokens_to_ids(EMBED_TOKEN)
     head = model.get_output_embeddings()
     with torch.no_grad():
-        head.weight[token] *= 1.6
+        head.weight[token] *= 2.5
     return model.eval()
 
 
