@@ -186,7 +186,7 @@ def test_padding_does_not_change_log_probabilities(name: str, request: pytest.Fi
         ("ready", {}),
         (
             "qwen2_checkpoint",
-            {"max_completion_length": 48, "use_peft": True, "lora_r": 4, "lora_target_modules": "all-linear"},
+            {"max_completion_length": 12, "use_peft": True, "lora_r": 4, "lora_target_modules": "all-linear"},
         ),
     ],
 )
