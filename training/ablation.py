@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from training import sft, sft_config
-from training.evaluate import evaluate
+from training.evaluate import DTYPES, evaluate
 from training.report import NDCG, Settings, write_whole
 
 logger = logging.getLogger("training.ablation")
@@ -40,7 +40,13 @@ def folder_name(row: str) -> str:
 
 
 def run(
-    config: Path, data: Path, eval_folders: Sequence[Path], out: Path, steps: int, further: Sequence[str]
+    config: Path,
+    data: Path,
+    eval_folders: Sequence[Path],
+    out: Path,
+    steps: int,
+    further: Sequence[str],
+    dtype: str = "auto",
 ) -> dict[str, Mapping[str, Mapping[str, float]]]:
     """Trains and measures every row.
 
@@ -51,6 +57,7 @@ def run(
         out: Folder for the runs, the measurements and the table.
         steps: Steps of every run.
         further: Further arguments of every run, as on the command line.
+        dtype: Of the weights while they are measured, see ``training.evaluate``.
 
     Returns:
         Row -> mode -> set, or "mean" -> nDCG@10.
@@ -66,7 +73,7 @@ def run(
         logger.info("%s", row)
         models[row] = str(sft.train(args, model_args))
     specs = [f"{folder_name(row)}={source}" for row, source in models.items()]
-    settings = Settings(small=True)
+    settings = Settings(small=True, dtype=dtype)
     results = evaluate(specs, eval_folders, settings=settings, out=out / "eval", resume=True, progress=True)
     scores: dict[str, Mapping[str, Mapping[str, float]]] = {}
     for row in models:
@@ -110,11 +117,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--eval", type=Path, nargs="+", required=True, help="BEIR folders with small lists")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs, measurements and ablation.md")
     parser.add_argument("--steps", type=int, default=60, help="steps of every run (default: 60)")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights while they are measured")
     parser.add_argument("further", nargs="*", help="after --: further arguments of every run")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     try:
-        scores = run(args.config, args.data, args.eval, args.out, args.steps, args.further)
+        scores = run(args.config, args.data, args.eval, args.out, args.steps, args.further, args.dtype)
     except (ValueError, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

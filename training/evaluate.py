@@ -45,6 +45,7 @@ from training.report import (
 )
 
 DEPTH = 100
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 BM25_K1, BM25_B = 0.9, 0.4
 # Runs of letters and digits: unlike the library's default it splits identifiers of code at underscores (CoSQA: +0.04
 # nDCG@10) and keeps single characters ("vitamin D"), as Lucene does.
@@ -113,16 +114,17 @@ def load_model(system: System, settings: Settings, device: str | None) -> Any:
     Raises:
         EvaluationError: It cannot be loaded, or does not take the reasoning budget.
     """
+    options = None if settings.dtype == "auto" else {"dtype": settings.dtype}
     try:
         if system.kind == "ours":
             from searchr3_embed import ReasoningEmbedder
 
-            model = ReasoningEmbedder(system.source, device=device)
+            model = ReasoningEmbedder(system.source, device=device, model_kwargs=options)
             model.conversation.check_budget(settings.max_reasoning_tokens)
             return model
         from sentence_transformers import SentenceTransformer
 
-        return SentenceTransformer(system.source, device=device)
+        return SentenceTransformer(system.source, device=device, model_kwargs=options)
     except (ValueError, OSError) as error:
         raise EvaluationError(f"model {system.label!r} cannot be used: {_one_line(error)}") from error
 
@@ -486,6 +488,13 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="folder for the result files")
     parser.add_argument("--batch-size", type=int, default=32, help="texts per forward pass (default: 32)")
     parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="of the weights (default: auto, which is float32 on a CPU; bfloat16 takes about a third of the time on "
+        "one that has instructions for it, and moves scores by about 0.001)",
+    )
     parser.add_argument("--max-reasoning-tokens", type=int, help="reasoning budget (default: the checkpoint's)")
     parser.add_argument("--baseline", help="row the others are compared with (default: teacher, if it is measured)")
     parser.add_argument("--resume", action="store_true", help="keep what --out already holds for unchanged inputs")
@@ -501,7 +510,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.model,
             args.data,
             mteb=args.mteb,
-            settings=Settings(args.split, args.small, args.max_reasoning_tokens),
+            settings=Settings(args.split, args.small, args.max_reasoning_tokens, args.dtype),
             out=args.out,
             batch_size=args.batch_size,
             device=args.device,

@@ -32,6 +32,7 @@ class Settings:
     split: str = "test"
     small: bool = False
     max_reasoning_tokens: int | None = None
+    dtype: str = "auto"  # of the weights; "auto" leaves it to the models, which take float32 on a CPU
 
 
 @dataclass
@@ -210,7 +211,8 @@ def _render_parts(results: Mapping[str, Any]) -> Iterator[str]:
 def _render_sets(results: Mapping[str, Any]) -> Iterator[str]:
     settings, models, names = results["settings"], results["models"], list(results["sets"])
     size = "small lists" if settings["small"] else "whole corpora"
-    yield f"Split: {settings['split']}, {size}. Mean: over the sets, each counting the same."
+    dtype = "" if settings["dtype"] == "auto" else f" Weights in {settings['dtype']}."
+    yield f"Split: {settings['split']}, {size}. Mean: over the sets, each counting the same.{dtype}"
     for metric, title in ((NDCG, "nDCG@10"), (RECALL, "recall@100")):
         relative = results["baseline"] if metric == NDCG else None
         rows = []

@@ -22,8 +22,8 @@ from transformers.cache_utils import CacheLayerMixin
 
 # A shared beginning shorter than this is cheaper to compute again than to keep apart.
 _LEAST_SHARED_PREFIX = 16
-# Tokens of one forward pass. On a CPU larger passes only leave the caches; on a GPU they fill it.
-_TOKENS_PER_FORWARD = {"cpu": 4096, "cuda": 65536}
+# Tokens of one forward pass. On a CPU what a thread computes should stay in its cache; a GPU must be filled.
+_TOKENS_PER_THREAD, _TOKENS_ELSEWHERE = 1024, 65536
 # Waiting rows enter when this share of the slots is free: one prefill for several rows is cheaper than one for each.
 _ADMIT_SHARE = 0.25
 
@@ -415,7 +415,7 @@ def lm_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
 
 
 def _tokens_per_forward(model: PreTrainedModel) -> int:
-    return _TOKENS_PER_FORWARD.get(model.device.type, _TOKENS_PER_FORWARD["cuda"])
+    return _TOKENS_PER_THREAD * torch.get_num_threads() if model.device.type == "cpu" else _TOKENS_ELSEWHERE
 
 
 def _chunks(turns: Sequence[Sequence[int]], most_rows: int, most_tokens: int) -> list[list[int]]:

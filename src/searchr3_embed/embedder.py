@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PretrainedConfig, PreTrainedModel
 
-from searchr3_embed import checkpoints, decoding
+from searchr3_embed import checkpoints, cpu_kernels, decoding
 from searchr3_embed.coalescing import Coalescer
 from searchr3_embed.conversation import Conversation, OnTruncate, check_texts
 
@@ -160,6 +160,8 @@ class ReasoningEmbedder(SentenceTransformer):
             model_kwargs=kwargs.get("model_kwargs"),
         )
         self.conversation = checkpoint.conversation
+        if checkpoint.model.device.type == "cpu":
+            cpu_kernels.speed_up(checkpoint.model)
         transformer = CausalTransformer(checkpoint)
         modules: list[nn.Module] = [
             transformer,

@@ -1,0 +1,133 @@
+"""oneDNN's products: the same numbers, models that save and copy as before, and the stock path where it must be."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from searchr3_embed import ReasoningEmbedder, cpu_kernels
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+
+
+@pytest.fixture
+def faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine where oneDNN is faster."""
+    monkeypatch.setattr(cpu_kernels, "onednn_is_faster", lambda: True)
+
+
+def fast_layer(inputs: int = 24, outputs: int = 40, bias: bool = True) -> nn.Linear:
+    layer = nn.Sequential(nn.Linear(inputs, outputs, bias=bias))
+    cpu_kernels.speed_up(layer)
+    return layer[0]
+
+
+@needs_onednn
+@given(
+    rows=st.integers(1, 70),
+    inputs=st.integers(1, 65),
+    outputs=st.integers(1, 65),
+    bias=st.booleans(),
+    deep=st.booleans(),
+)
+def test_products_equal_the_stock_ones(rows: int, inputs: int, outputs: int, bias: bool, deep: bool) -> None:
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    fast = copy.deepcopy(layer)
+    fast.__class__ = cpu_kernels.OneDnnLinear
+    values = torch.randn(2, rows, inputs) if deep else torch.randn(rows, inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(values), layer(values), rtol=1e-4, atol=1e-5)
+
+
+@needs_onednn
+def test_layers_keep_their_names_values_copies_and_pickles(faster: None) -> None:
+    layer = fast_layer()
+    assert type(layer) is cpu_kernels.OneDnnLinear and list(layer.state_dict()) == ["weight", "bias"]
+    values = torch.randn(64, 24)
+    with torch.no_grad():
+        expected = layer(values)
+        for same in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert torch.equal(same(values), expected)
+        layer.weight.mul_(2)
+        layer.bias.mul_(2)
+        # Weights that change later are seen: nothing is kept of them.
+        torch.testing.assert_close(layer(values), 2 * expected)
+
+
+@needs_onednn
+def test_gradients_autocast_and_other_dtypes_take_the_stock_path(
+    faster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = fast_layer()
+    monkeypatch.setattr(cpu_kernels, "_onednn", lambda *_: pytest.fail("oneDNN was asked"))
+    values = torch.randn(64, 24)
+    layer(values).sum().backward()
+    assert layer.weight.grad is not None
+    with torch.no_grad():
+        layer(values[:4])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert layer(values).dtype == torch.bfloat16
+        assert layer.bfloat16()(values.bfloat16()).dtype == torch.bfloat16
+
+
+def test_subclasses_of_linear_are_left_alone(faster: None) -> None:
+    class Adapter(nn.Linear):
+        pass
+
+    model = nn.Sequential(Adapter(4, 4), nn.Linear(4, 4))
+    cpu_kernels.speed_up(model)
+    assert [type(layer) for layer in model] == [Adapter, cpu_kernels.OneDnnLinear]
+
+
+def test_where_it_is_not_faster_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_kernels, "onednn_is_faster", lambda: False)
+    model = nn.Sequential(nn.Linear(4, 4))
+    cpu_kernels.speed_up(model)
+    assert type(model[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("seconds", [[1.0, 1.0], [1.0, 0.5]])
+def test_the_faster_one_is_taken(monkeypatch: pytest.MonkeyPatch, seconds: list[float]) -> None:
+    times = iter(seconds)
+    monkeypatch.setattr(cpu_kernels, "_seconds", lambda call: next(times))
+    available = torch.backends.mkldnn.is_available()
+    assert cpu_kernels.onednn_is_faster.__wrapped__() is (available and seconds[1] < seconds[0])
+
+
+def test_a_wrong_result_is_never_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([1.0, 0.1])
+    monkeypatch.setattr(cpu_kernels, "_seconds", lambda call: next(times))
+    monkeypatch.setattr(cpu_kernels, "_onednn", lambda x, w, b: nn.functional.linear(x, w, b) + 0.01)
+    assert not cpu_kernels.onednn_is_faster.__wrapped__()
+
+
+def test_a_torch_without_the_operation_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> torch.Tensor:
+        raise RuntimeError("not built with oneDNN")
+
+    monkeypatch.setattr(cpu_kernels, "_onednn", missing)
+    assert not cpu_kernels.onednn_is_faster.__wrapped__()
+
+
+@needs_onednn
+def test_embeddings_are_the_same_either_way(
+    mini_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    texts = [f"tide moon ship {number} " * (1 + number % 5) for number in range(24)]
+    vectors = {}
+    for fast in (False, True):
+        monkeypatch.setattr(cpu_kernels, "onednn_is_faster", lambda fast=fast: fast)
+        embedder = ReasoningEmbedder(str(mini_checkpoint), device="cpu")
+        vectors[fast] = [embedder.encode_document(texts), embedder.encode_query(texts)]
+    for stock, ours in zip(vectors[False], vectors[True], strict=True):
+        assert abs(stock - ours).max() < 1e-5
+    embedder.save_pretrained(str(tmp_path / "saved"))
+    again = ReasoningEmbedder(str(tmp_path / "saved"), device="cpu")
+    assert abs(again.encode_document(texts) - vectors[True][0]).max() < 1e-6
