@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -125,14 +126,61 @@ def test_finished_rows_leave_and_waiting_rows_enter(
     row_steps: list[int] = []
     plain = decoding._step
 
-    def counted(model: PreTrainedModel, batch: decoding._Rows, slots: decoding._Slots) -> torch.Tensor:
+    def counted(model: PreTrainedModel, batch: decoding._Rows, *rest: Any) -> torch.Tensor:
         row_steps.append(batch.count)
-        return plain(model, batch, slots)
+        return plain(model, batch, *rest)
 
     monkeypatch.setattr(decoding, "_step", counted)
+    monkeypatch.setattr(decoding, "_FEW_ROWS", 0)
     generations = run(embedder, random_prompts(embedder.causal_lm, 0), batch_size=8)
     assert sum(row_steps) == sum(len(g.ids) + 1 for g in generations)
     assert max(row_steps) == 8
+    # Few rows read the embed token ahead, so none takes a step of its own for it.
+    row_steps.clear()
+    monkeypatch.setattr(decoding, "_FEW_ROWS", 8)
+    again = run(embedder, random_prompts(embedder.causal_lm, 0), batch_size=8)
+    assert [g.ids for g in again] == [g.ids for g in generations]
+    assert sum(row_steps) == sum(len(g.ids) for g in generations)
+
+
+@pytest.mark.parametrize("limit", [0, 3, 100])
+@pytest.mark.parametrize("prefix", [0, 20])
+def test_reading_ahead_changes_nothing(
+    embedder: ReasoningEmbedder, monkeypatch: pytest.MonkeyPatch, limit: int, prefix: int
+) -> None:
+    """Whether all, some or no steps read ahead, for rows that end by themselves and for those cut by the budget."""
+    prompts = random_prompts(embedder.causal_lm, prefix)
+    prompts += prompts[:4]
+    for budget in (0, 2, 30):
+        monkeypatch.setattr(decoding, "_FEW_ROWS", 0)
+        expected = run(embedder, prompts, max_new_tokens=budget, batch_size=1, log_probabilities=True)
+        monkeypatch.setattr(decoding, "_FEW_ROWS", limit)
+        for size in (1, 5, 64):
+            found = run(embedder, prompts, max_new_tokens=budget, batch_size=size, log_probabilities=True)
+            for one, other in zip(expected, found, strict=True):
+                assert (one.ids, one.finished, one.chosen) == (other.ids, other.finished, other.chosen)
+                torch.testing.assert_close(one.state, other.state, atol=1e-4, rtol=1e-4)
+
+
+def test_reading_ahead_never_leaves_the_positions(
+    embedder: ReasoningEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that fills the model to its last position: the place behind it does not exist."""
+    limit = embedder.causal_lm.config.max_position_embeddings
+    places: list[int] = []
+    plain = decoding._forward
+
+    def watched(model: PreTrainedModel, ids: torch.Tensor, mask: Any, positions: Any, slots: Any) -> torch.Tensor:
+        places.append(ids.shape[1] - 1 if positions is None else int(positions.max()))
+        return plain(model, ids, mask, positions, slots)
+
+    monkeypatch.setattr(decoding, "_forward", watched)
+    prompts = [[5 + i % 7 for i in range(limit - 4)] for _ in range(decoding._FEW_ROWS + 2)]
+    for row, prompt in enumerate(prompts):
+        prompt[-1] = 5 + row
+    generations = run(embedder, prompts, max_new_tokens=3, batch_size=len(prompts))
+    assert any(len(g.ids) == 3 for g in generations), "the test needs a row that uses its budget up"
+    assert max(places) == limit - 1
 
 
 def test_distinct_rows_never_repeat_a_token(embedder: ReasoningEmbedder) -> None:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-# With fewer rows (one query at a time) oneDNN spends more on rearranging the weights than it gains.
-_LEAST_ROWS = 16
+# For fewer rows (one query at a time) oneDNN gains nothing, unless the weights are so many that reading them decides.
+_LEAST_ROWS, _LEAST_WEIGHTS = 4, 1 << 22
 # The other library is taken for a gain that no noise explains; both compute the same, up to rounding.
 _LEAST_GAIN = 1.3
 _LARGEST_ERROR = 1e-4
@@ -34,7 +34,7 @@ class OneDnnLinear(nn.Linear):
             input.device.type != "cpu"
             or input.dtype != torch.float32
             or self.weight.dtype != torch.float32
-            or input.numel() < _LEAST_ROWS * self.in_features
+            or (input.numel() < _LEAST_ROWS * self.in_features and self.weight.numel() < _LEAST_WEIGHTS)
             or torch.is_grad_enabled()
             or torch.is_autocast_enabled("cpu")
         ):

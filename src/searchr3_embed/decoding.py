@@ -24,6 +24,8 @@ from transformers.cache_utils import CacheLayerMixin
 _LEAST_SHARED_PREFIX = 16
 # Tokens of one forward pass. On a CPU what a thread computes should stay in its cache; a GPU must be filled.
 _TOKENS_PER_THREAD, _TOKENS_ELSEWHERE = 1024, 65536
+# Where rows are few, each also reads the embed token ahead, in case it is next: that costs little and saves a step.
+_FEW_ROWS = 8
 # Waiting rows enter when this share of the slots is free: one prefill for several rows is cheaper than one for each.
 _ADMIT_SHARE = 0.25
 
@@ -77,7 +79,7 @@ def embed(
             # The first chunk holds the longest turn.
             slots = _Slots(model, min(batch_size, len(turns)), len(prefix) + len(bodies[0]))
             slots.fill_prefix(model, prefix)
-        states[rows] = _read(model, bodies, slots, first_slot=0).float()
+        states[rows] = _read(model, bodies, slots, first_slot=0)[:, 0].float()
         if progress is not None:
             progress(len(rows))
     return states
@@ -124,7 +126,8 @@ def think(
     prefix = _shared_prefix(prompts)
     head = lm_head(model)
     stops = torch.tensor(sorted(set(stop_token_ids) - {embed_token_id}), dtype=torch.long, device=model.device)
-    slots = _Slots(model, min(batch_size, len(prompts)), len(prompts[order[0]]) + max_new_tokens + 1)
+    # The budget, the embed token, and one place behind it, which is read ahead for nothing.
+    slots = _Slots(model, min(batch_size, len(prompts)), len(prompts[order[0]]) + max_new_tokens + 2)
     slots.fill_prefix(model, prefix)
     batch = _Rows(slots, max_new_tokens, model.device, log_probabilities)
     results: dict[int, Generation] = {}
@@ -143,6 +146,22 @@ def think(
             batch.note(chosen, logits.log_softmax(dim=-1).gather(1, chosen[:, None]).squeeze(1), first)
         batch.choose(chosen, first, embed_token_id, stops)
 
+    def leave(states: Tensor, first: int) -> Tensor | None:
+        """Takes out the rows from ``first`` on that end, given their states at the embed token.
+
+        Returns:
+            The former slots of the rows that stay; None if all do.
+        """
+        leaving = batch.leaving(embed_token_id, first)
+        if not leaving:
+            return None
+        for place in leaving:
+            row, ids, finished = batch.result(place)
+            results[row] = Generation(ids, finished, states[place - first].float(), *batch.noted(place))
+        if progress is not None:
+            progress(len(leaving))
+        return batch.drop(leaving)
+
     waiting = 0
     while waiting < len(order) or batch.count:
         free = slots.rows - batch.count
@@ -153,31 +172,32 @@ def think(
             for row in entering:
                 alike.setdefault(tuple(prompts[row]), []).append(row)
             groups = list(alike.values())
+            ahead = [embed_token_id] if batch.count + len(entering) <= _FEW_ROWS else []
             for chunk in _chunks(list(alike), free, _tokens_per_forward(model)):
                 rows = [groups[i][0] for i in chunk]
                 copies = [(place, row) for place, i in enumerate(chunk) for row in groups[i][1:]]
                 bodies = [prompts[row][len(prefix) :] for row in rows]
                 rows += [row for _, row in copies]
                 first = batch.enter(rows, [len(prompts[row]) for row in rows])
-                hidden = _read(model, bodies, slots, first)
+                states = _read(model, bodies, slots, first, ahead)
                 if copies:
-                    source = torch.tensor([place for place, _ in copies], device=hidden.device)
-                    slots.move(first + source, torch.arange(first + len(bodies), batch.count, device=hidden.device))
-                    hidden = torch.cat([hidden, hidden[source]])
-                choose(hidden, first)
+                    source = torch.tensor([place for place, _ in copies], device=states.device)
+                    slots.move(first + source, torch.arange(first + len(bodies), batch.count, device=states.device))
+                    states = torch.cat([states, states[source]])
+                choose(states[:, 0], first)
+                if ahead:
+                    leave(states[:, 1], first)
             waiting += len(entering)
-        hidden = _step(model, batch, slots)
-        leaving = batch.leaving(embed_token_id)
-        if leaving:
-            for place in leaving:
-                row, ids, finished = batch.result(place)
-                results[row] = Generation(ids, finished, hidden[place].float(), *batch.noted(place))
-            kept = batch.drop(leaving)
-            hidden = hidden[kept]
-            if progress is not None:
-                progress(len(leaving))
+            if not batch.count:
+                continue
+        ahead = [embed_token_id] if batch.count <= _FEW_ROWS else []
+        states = _step(model, batch, slots, ahead)
+        kept = leave(states[:, 0], 0)
+        states = states if kept is None else states[kept]
         if batch.count:
-            choose(hidden, 0)
+            choose(states[:, 0], 0)
+            if ahead:
+                leave(states[:, 1], 0)
     return [results[row] for row in range(len(prompts))]
 
 
@@ -209,8 +229,8 @@ class _SlotLayer(CacheLayerMixin):
             self.keys[rows, :, places] = key_states
             self.values[rows, :, places] = value_states
         else:
-            self.keys[places[0], :, places[1]] = key_states[:, :, 0]
-            self.values[places[0], :, places[1]] = value_states[:, :, 0]
+            self.keys[places[0], :, places[1]] = key_states.transpose(1, 2)
+            self.values[places[0], :, places[1]] = value_states.transpose(1, 2)
         return self.keys[rows, :, :end], self.values[rows, :, :end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -320,9 +340,10 @@ class _Rows:
         barred = torch.where(wrote > 0, float("-inf"), logits.gather(1, written))
         logits.scatter_(1, written, barred)
 
-    def leaving(self, embed_token_id: int) -> list[int]:
-        """Slots of the rows whose last fed token was the embed token."""
-        return (self.tokens[: self.count] == embed_token_id).nonzero().squeeze(1).tolist()
+    def leaving(self, embed_token_id: int, first: int) -> list[int]:
+        """Slots, from ``first`` on, of the rows that were told to end with the embed token."""
+        ended = self.tokens[first : self.count] == embed_token_id
+        return (first + ended.nonzero().squeeze(1)).tolist()
 
     def result(self, place: int) -> tuple[int, list[int], bool]:
         """Name of a row that ended, what it wrote without the embed token, and whether it ended by itself."""
@@ -351,15 +372,24 @@ class _Rows:
         return kept
 
 
-def _read(model: PreTrainedModel, bodies: Sequence[Sequence[int]], slots: _Slots | None, first_slot: int) -> Tensor:
-    """Reads several rows at once; returns the hidden state at the last token of each, (rows, hidden size).
+def _read(
+    model: PreTrainedModel,
+    bodies: Sequence[Sequence[int]],
+    slots: _Slots | None,
+    first_slot: int,
+    ahead: Sequence[int] = (),
+) -> Tensor:
+    """Reads several rows at once, and behind each of them the tokens ``ahead``, for which no place is taken.
 
     Rows are padded on the right, where a causal model never looks, so without a prefix no mask is needed.
+
+    Returns:
+        The hidden state at the last token of each row and at those ahead, (rows, 1 + ahead, hidden size).
     """
-    longest = max(map(len, bodies))
-    padded = [[*body, *[0] * (longest - len(body))] for body in bodies]
+    longest = max(map(len, bodies)) + len(ahead)
+    padded = [[*body, *ahead, *[0] * (longest - len(body) - len(ahead))] for body in bodies]
     ids = torch.tensor(padded, device=model.device)
-    last = torch.tensor([len(body) - 1 for body in bodies], device=model.device)
+    last = torch.tensor([range(len(body) - 1, len(body) + len(ahead)) for body in bodies], device=model.device)
     mask = positions = None
     if slots is not None:
         begin, end = slots.prefix_length, slots.prefix_length + longest
@@ -370,20 +400,28 @@ def _read(model: PreTrainedModel, bodies: Sequence[Sequence[int]], slots: _Slots
             mask = mask.expand(len(bodies), -1, -1, -1)
             positions = places[begin:].expand(len(bodies), -1)
     hidden = _forward(model, ids, mask, positions, slots)
-    return hidden[torch.arange(len(bodies), device=model.device), last]
+    return hidden[torch.arange(len(bodies), device=model.device)[:, None], last]
 
 
-def _step(model: PreTrainedModel, batch: _Rows, slots: _Slots) -> Tensor:
-    """Feeds the next token of every row; returns their hidden states, (rows, hidden size)."""
+def _step(model: PreTrainedModel, batch: _Rows, slots: _Slots, ahead: Sequence[int]) -> Tensor:
+    """Feeds the next token of every row, and behind it those ``ahead``, whose places the next step writes again.
+
+    Returns:
+        The hidden states at them, (rows, 1 + ahead, hidden size).
+    """
     count = batch.count
-    at = batch.lengths[:count].clone()
-    end = batch.longest + 1
-    rows = torch.arange(count, device=at.device)
-    slots.aim(slice(0, count), (rows, at), end, 1)
-    mask = _additive(torch.arange(end, device=at.device)[None, :] <= at[:, None], slots)[:, None, None, :]
-    hidden = _forward(model, batch.tokens[:count, None], mask, at[:, None], slots)[:, 0]
+    behind = batch.tokens.new_tensor(ahead).expand(count, -1)
+    ids = torch.cat([batch.tokens[:count, None], behind], dim=1)
+    at = batch.lengths[:count, None] + torch.arange(ids.shape[1], device=ids.device)
+    end = batch.longest + ids.shape[1]
+    rows = torch.arange(count, device=ids.device)[:, None]
+    slots.aim(slice(0, count), (rows, at), end, ids.shape[1])
+    mask = _additive(torch.arange(end, device=ids.device) <= at[:, :, None], slots)[:, None]
+    # Nothing follows the embed token, so what is read ahead of it may lie beyond the last position there is.
+    positions = torch.where(ids[:, :1] == behind[:, :1], at[:, :1], at) if len(ahead) else at
+    hidden = _forward(model, ids, mask, positions, slots)
     batch.lengths[:count] += 1
-    batch.longest = end
+    batch.longest += 1
     return hidden
 
 
