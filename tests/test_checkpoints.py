@@ -74,7 +74,7 @@ def test_language_model_that_never_learned_to_embed(released_checkpoint: Path, c
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (folder / name).read_text(encoding="utf-8")
         (folder / name).write_text(text.replace("<|embed_token|>", "<|other_token|>"), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="not trained to embed.*training.base_model"):
+    with pytest.raises(CheckpointError, match="not trained to embed.*training.sft"):
         ReasoningEmbedder(folder)
 
 

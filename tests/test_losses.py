@@ -71,15 +71,6 @@ def test_distance_is_zero_at_the_teacher_and_two_opposite_to_it() -> None:
     assert losses.distance(QUERIES, -QUERIES).item() == pytest.approx(2, abs=1e-6)
 
 
-def test_unlikelihood_punishes_likely_repetitions_alone() -> None:
-    calm = torch.zeros(3, 6)
-    eager = calm.clone()
-    eager[2, 4] = 9.0  # the third place wants to write token 4 again
-    assert losses.unlikelihood(eager, [4, 1, 5], taught=False) > losses.unlikelihood(calm, [4, 1, 5], taught=False)
-    # In a target the repetition is right where it stands.
-    assert losses.unlikelihood(eager, [4, 1, 4], taught=True) < losses.unlikelihood(eager, [4, 1, 4], taught=False)
-
-
 def test_relations_count_neighbours_not_places() -> None:
     targets = unit(6, 8, seed=2)
     turned = targets @ torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(3)))[0]

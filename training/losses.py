@@ -1,14 +1,13 @@
 """The terms of the supervised loss, each a pure function of tensors.
 
-``L = L_SFT + L_KL + L_InfoNCE + L_triplet`` is the paper's sum (https://arxiv.org/abs/2510.07048); the distance to a
-teacher and the unlikelihood of repeated words are ours. The functions of embeddings return means over the queries, the
-functions of logits return sums over the tokens, because the tokens of one batch come in several forward passes.
+``L = L_SFT + L_KL + L_InfoNCE + L_triplet`` is the paper's sum (https://arxiv.org/abs/2510.07048); the terms that know
+a teacher are ours. The functions of embeddings return means over the queries, the functions of logits return sums over
+the tokens, because the tokens of one batch come in several forward passes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -110,24 +109,3 @@ def divergence(logits: Tensor, reference: Tensor) -> Tensor:
         The sum over the tokens, a scalar.
     """
     return F.kl_div(F.log_softmax(reference, dim=-1), F.log_softmax(logits, dim=-1), reduction="sum", log_target=True)
-
-
-def unlikelihood(logits: Tensor, answer: Sequence[int], taught: bool) -> Tensor:
-    """Unlikelihood of the tokens that an answer holds already (Welleck et al. 2020, https://arxiv.org/abs/1908.04319).
-
-    Args:
-        logits: At each place of the answer, float32 of shape (places, vocabulary).
-        answer: Token ids of the answer, the embed token last.
-        taught: Whether the answer is a target, whose own repetitions are right (pieces of different words).
-
-    Returns:
-        Minus the sum over places and earlier tokens of log(1 - p(token)), a scalar.
-    """
-    total = logits.new_zeros(())
-    odds = F.log_softmax(logits, dim=-1)
-    for place in range(1, len(answer)):
-        earlier = set(answer[:place]) - ({answer[place]} if taught else set())
-        if earlier:
-            chances = odds[place, sorted(earlier)].exp().clamp(max=1 - 1e-4)
-            total = total - torch.log1p(-chances).sum()
-    return total

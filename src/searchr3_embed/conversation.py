@@ -335,7 +335,7 @@ def find_embed_token(tokenizer: PreTrainedTokenizerBase, embed_token: str) -> in
     if token_id is None:
         raise ValueError(
             f"The tokenizer does not know the embed token {embed_token!r}: this language model was not trained to "
-            "embed. Train it first (python -m training.base_model), or name the token that it was trained with in its "
+            "embed. Train it first (python -m training.sft), or name the token that it was trained with in its "
             "prompts."
         )
     return int(token_id)
