@@ -21,11 +21,12 @@ from training.report import NDCG, Settings, write_whole
 
 logger = logging.getLogger("training.ablation")
 
-# What is changed, by the name of the row.
+# What is changed, by the name of the row. A row that changes nothing of the configuration is left out.
 CHANGES: dict[str, dict[str, str]] = {
     "all": {},
     "without L_SFT": {"language_weight": "0"},
     "without L_KL": {"kl_weight": "0"},
+    "with L_KL": {"kl_weight": "0.1"},
     "without L_InfoNCE": {"contrast_weight": "0"},
     "without L_triplet": {"triplet_weight": "0"},
     "without the teacher": {"distil_weight": "0", "relation_weight": "0", "distil_reasoning_weight": "0"},
@@ -63,13 +64,18 @@ def run(
         Row -> mode -> set, or "mean" -> nDCG@10.
     """
     models = {"start": ""}
+    unchanged = None
     for row, changes in CHANGES.items():
         folder = out / folder_name(row)
         arguments = ["--config", str(config), "--data", str(data), "--output_dir", str(folder)]
         arguments += ["--exclude", *map(str, eval_folders), "--max_steps", str(steps), "--eval_strategy", "no"]
         arguments += [*further, *(part for name, value in changes.items() for part in (f"--{name}", value))]
         args, model_args = sft_config.parse("", arguments)
-        models["start"] = str(model_args.model_name_or_path)
+        if row == "all":
+            models["start"], unchanged = str(model_args.model_name_or_path), args.loss
+        elif args.loss == unchanged:
+            logger.info("%s: as in %s already", row, config)
+            continue
         logger.info("%s", row)
         models[row] = str(sft.train(args, model_args))
     specs = [f"{folder_name(row)}={source}" for row, source in models.items()]
