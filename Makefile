@@ -25,7 +25,7 @@ PIP_PROGRESS := sed -n -e '/->/!s/^Collecting \([A-Za-z0-9._-]*\).*/    collecti
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench clean
 # Two pips at work in one environment break it.
 .NOTPARALLEL:
 # A recipe that fails half-way leaves nothing that looks finished.
@@ -36,7 +36,8 @@ help: ## list these targets
 	@echo
 	@echo '  PYTHON=python3.12    the Python (3.11 or newer) to make .venv with'
 	@echo '  TORCH_INDEX=<url>    package index to take torch from, for example one with CPU builds only'
-	@echo '  ARGS="-k engine -x"  further arguments for pytest: make test ARGS=...'
+	@echo '  ARGS="-k engine -x"  further arguments for pytest or the benchmarks: make test ARGS=...'
+	@echo '  DATA=<folder>        for bench: the folder of evaluation sets (BEIR layout; scifact and perspectrum among them)'
 
 demo: $(VENV)/.stamp-demo ## the packaged model thinks about six questions and finds the answers in Python's own docs
 	@$(BIN)/searchr3 demo
@@ -48,6 +49,14 @@ lint: $(VENV)/.stamp-dev ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(if $(DATA),$(VENV)/.stamp-dev) ## time every workload against its peers: make bench DATA=<folder> (hours)
+	@if [ -z "$(DATA)" ]; then \
+		echo "DATA is missing: the folder that holds the evaluation sets, each a BEIR-layout folder (scifact/," >&2; \
+		echo "perspectrum/, ...): make bench DATA=path/to/eval ARGS=--quick" >&2; \
+		exit 1; \
+	fi
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m benchmarks --data "$(DATA)" --out results $(ARGS)
 
 clean: ## remove build outputs and caches; .venv and runs/ stay
 	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import engine, fidelity
+from benchmarks import fidelity, peers
 from searchr3_embed import ReasoningEmbedder
 from tests.test_evaluate import DOCUMENTS, QUERIES, write_beir
 from training.beir import DataError
@@ -44,7 +44,7 @@ def test_generate_writes_the_same_tokens(embedder: ReasoningEmbedder) -> None:
     """Left padding is safe in the reference: its tokens are ours, for absolute positions too."""
     # Every word as a text of its own too: of so many, a random model ends some within the budget.
     texts = TEXTS + sorted({word for text in [*TEXTS, *QUERIES.values()] for word in text.split()})
-    ids, vectors = engine.generate_then_embed(embedder, texts, batch_size=16)
+    ids, vectors = peers.generate_then_embed(embedder.causal_lm, embedder.conversation, texts, batch_size=16)
     traces = embedder.reason(texts, batch_size=16)
     assert ids == [trace.reasoning_ids for trace in traces]
     assert len({len(row) for row in ids}) > 1  # rows of different lengths, or the test shows little
@@ -52,31 +52,9 @@ def test_generate_writes_the_same_tokens(embedder: ReasoningEmbedder) -> None:
 
 
 def test_generate_without_budget(embedder: ReasoningEmbedder) -> None:
-    ids, vectors = engine.generate_then_embed(embedder, TEXTS, 4, max_reasoning_tokens=0)
+    ids, vectors = peers.generate_then_embed(embedder.causal_lm, embedder.conversation, TEXTS, 4, budget=0)
     assert ids == [[]] * len(TEXTS)
     np.testing.assert_allclose(vectors, embedder.encode_query(TEXTS, max_reasoning_tokens=0), atol=1e-5)
-
-
-def test_compare_queries(embedder: ReasoningEmbedder) -> None:
-    result = engine.compare_queries(embedder, TEXTS, batch_sizes=(2, 4), repeats=1)
-    assert [cell["batch_size"] for cell in result["cells"]] == [2, 4]
-    for cell in result["cells"]:
-        assert cell["rows"] == len(TEXTS) and cell["differing_rows"] == 0 and cell["lowest_cosine"] > 0.9999
-        assert cell["speedup"]["of_medians"] > 0 and len(cell["engine"]["all_s"]) == 1
-    assert result["best_against_best"]["of_medians"] > 0
-
-
-def test_compare_documents(embedder: ReasoningEmbedder) -> None:
-    result = engine.compare_documents(embedder, TEXTS, batch_sizes=(4,), repeats=2)
-    (cell,) = result["cells"]
-    assert cell["lowest_cosine"] > 0.9999 and len(cell["reference"]["all_s"]) == 2
-
-
-def test_disagreement_is_not_timed(embedder: ReasoningEmbedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "forward_states", lambda model, turns, size: -fidelity.forward_states(model, turns))
-    monkeypatch.setattr(engine, "time_in_turn", lambda *args: pytest.fail("timed"))
-    with pytest.raises(engine.DisagreementError, match="cosine -1.0"):
-        engine.compare_queries(embedder, TEXTS, (4,), repeats=1)
 
 
 def test_a_failed_check_is_reported(
@@ -93,24 +71,15 @@ def test_commands(tmp_path: Path, mini_checkpoint: Path, capsys: pytest.CaptureF
     common = ["--queries", toy, "--model", str(mini_checkpoint), "--device", "cpu"]
     assert fidelity.main([*common, "--count", "4", "--out", str(tmp_path / "fidelity.json")]) == 0
     assert json.loads((tmp_path / "fidelity.json").read_text())["passed"]
-    counts = ["--query-count", "4", "--document-count", "6", "--repeats", "1", "--batch-sizes", "2"]
-    assert engine.main([*common, "--documents", toy, *counts, "--out", str(tmp_path / "out")]) == 0
-    result = json.loads((tmp_path / "out" / "engine.json").read_text())
-    assert result["queries"]["rows"] == 4 and result["documents"]["rows"] == 6
-    assert (tmp_path / "out" / "engine.md").read_text().strip() in capsys.readouterr().out
 
 
 def test_bad_input(tmp_path: Path, mini_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     toy = str(write_beir(tmp_path / "toy"))
     model = ["--model", str(mini_checkpoint)]
-    assert engine.main(["--queries", toy, *model]) == 2
-    assert "256 queries wanted, but the sets hold only 4" in capsys.readouterr().err
-    assert engine.main(["--documents", toy, *model]) == 2
-    assert "2000 documents wanted, it holds 6" in capsys.readouterr().err
+    assert fidelity.main(["--queries", toy, *model]) == 2
+    assert "200 queries wanted, but the sets hold only 4" in capsys.readouterr().err
     assert fidelity.main(["--queries", toy, "--count", "2", "--model", "no-such-model"]) == 2
     assert "no-such-model" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        engine.main(model)
 
 
 def test_queries_are_drawn_from_all_sets_alike(tmp_path: Path) -> None:

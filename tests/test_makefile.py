@@ -31,7 +31,7 @@ def test_make_alone_lists_every_target():
     listed = set(re.findall(r"^  make (\w+) +\S", finished.stdout, flags=re.MULTILINE))
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert phony is not None
-    assert listed == set(phony.group(1).split()) == {"help", "demo", "test", "lint", "clean"}
+    assert listed == set(phony.group(1).split()) == {"help", "demo", "test", "lint", "bench", "clean"}
 
 
 def test_missing_environment_is_made_and_torch_goes_first(tmp_path):
@@ -47,6 +47,14 @@ def test_demo_does_not_install_the_extras(tmp_path):
     assert finished.returncode == 0, finished.stderr
     assert "constraints.txt -e . " in finished.stdout
     assert "[dev" not in finished.stdout
+
+
+def test_bench_says_what_data_is():
+    finished = make("bench", "DATA=")
+    assert finished.returncode != 0
+    assert "DATA is missing" in finished.stderr and "BEIR" in finished.stderr
+    finished = make("--dry-run", "bench", "DATA=some/eval", "ARGS=--quick")
+    assert '-m benchmarks --data "some/eval" --out results --quick' in finished.stdout
 
 
 def test_old_python_is_refused_in_words(tmp_path):

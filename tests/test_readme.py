@@ -18,8 +18,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHOWN = re.compile(r"^print\(.*\)\n((?:# .*\n?)+)", re.MULTILINE)
 MODULES = {
-    *(f"training.{name}" for name in ("reasoning", "negatives", "sft", "evaluate", "curves")),
-    *(f"benchmarks.{name}" for name in ("engine", "fidelity")),
+    *(
+        f"training.{name}"
+        for name in ("base_model", "reasoning", "negatives", "sft", "evaluate", "curves", "ablation")
+    ),
+    "benchmarks",
+    "benchmarks.fidelity",
 }
 
 
