@@ -9,6 +9,7 @@ take turns. Results are written after every workload, so that an interrupted run
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import tempfile
@@ -51,6 +52,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each side, at least 1 (default: 5)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     parser.add_argument("--model", default="searchr3", help="alias, folder or hub id (default: searchr3)")
+    parser.add_argument("--documents", type=int, help="at most so many documents in W4 and W6 (default: all)")
     parser.add_argument("--quick", action="store_true", help="a few texts only: does it run? Its times mean nothing")
     return parser
 
@@ -63,13 +65,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no workload {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
     if args.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {args.repeats}")
-    if args.threads is not None and args.threads < 1:
-        parser.error(f"--threads must be at least 1, got {args.threads}")
+    for name in ("threads", "documents"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            parser.error(f"--{name} must be at least 1, got {value}")
     if args.threads:
         torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            setting = Setting(args.data, args.model, Path(scratch), QUICK if args.quick else FULL, args.repeats)
+            sizes = QUICK if args.quick else FULL
+            if args.documents:
+                sizes = dataclasses.replace(sizes, documents=args.documents)
+            setting = Setting(args.data, args.model, Path(scratch), sizes, args.repeats)
             _ = setting.embedder  # a model that can't be loaded is no fault of a workload
         except (DataError, CheckpointError) as error:
             print(f"error: {error}", file=sys.stderr)

@@ -147,6 +147,7 @@ def test_command_line(data: Path, mini_checkpoint: Path, tmp_path: Path, capsys:
         (["--only", "W1", "W9"], "no workload W9; there are W1, W2"),
         (["--repeats", "0"], "--repeats must be at least 1"),
         (["--threads", "0"], "--threads must be at least 1"),
+        (["--documents", "0"], "--documents must be at least 1"),
     ],
 )
 def test_bad_options(extra: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,6 +125,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, still: Path, data: Path) 
 
 def test_the_result_embeds_and_reasons(finished: Path, still: Path) -> None:
     model = ReasoningEmbedder(str(finished / "model"), device="cpu")
+    # Training switches it off; plain transformers would generate without a cache.
+    assert model.causal_lm.config.use_cache
     assert model.encode_document(["the bank raises interest rates"]).shape == (1, 32)
     assert model.reason(["how do stones travel in ice"])[0].embedding.shape == (32,)
     before, after = weights(still), weights(finished / "model")

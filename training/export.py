@@ -44,6 +44,8 @@ def export(
         folder: Where to write.
         dtype: Of the saved weights.
     """
+    # Trainers switch it off; whoever generates with the folder in plain transformers needs it.
+    model.config.use_cache = True
     with tempfile.TemporaryDirectory() as bare:
         model.save_pretrained(bare)
         tokenizer.model_max_length = conversation.max_length
