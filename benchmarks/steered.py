@@ -1,8 +1,7 @@
 """A random Qwen2 whose rows end after 5 to 60 tokens: long reasoning without long training.
 
-The end is steered by the weights alone, so it is the same for everyone who runs the model, costs nothing, and depends
-on nothing but the row: the first token is a counter that the context chooses, every counter is followed by the next
-one, and the last by the embed token.
+The end is steered by the weights alone, so it is the same for everyone who runs the model and costs nothing: the first
+token is a counter that the prompt chooses, every counter is followed by the next one, and the last by the embed token.
 """
 
 from __future__ import annotations
