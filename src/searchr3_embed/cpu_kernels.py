@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from searchr3_embed.timing import least_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ def onednn_is_faster() -> bool:
                 functools.partial(product, rows, weight, bias) for product in (nn.functional.linear, _onednn)
             )
             error = float((stock() - other()).abs().max())
-            gain = _seconds(stock) / _seconds(other)
+            gain = least_seconds(stock) / least_seconds(other)
     except RuntimeError as problem:  # a build of torch whose oneDNN lacks the operation
         logger.debug("oneDNN is not used: %s", problem)
         return False
@@ -79,13 +78,3 @@ def onednn_is_faster() -> bool:
 
 def _onednn(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
-
-
-def _seconds(call: Callable[[], Any], repeats: int = 7) -> float:
-    """The least time of several calls, which is the one that nothing disturbed."""
-    best = float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - started)
-    return best

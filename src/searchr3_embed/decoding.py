@@ -16,9 +16,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
+
+from searchr3_embed.likeliest import bar, rough_head
 
 # A shared beginning shorter than this is cheaper to compute again than to keep apart.
 _LEAST_SHARED_PREFIX = 16
@@ -125,6 +127,8 @@ def think(
         return []
     prefix = _shared_prefix(prompts)
     head = lm_head(model)
+    before_decoder, decoder = _split_head(model)
+    rough = rough_head(decoder) if temperature == 0 and not log_probabilities else None
     stops = torch.tensor(sorted(set(stop_token_ids) - {embed_token_id}), dtype=torch.long, device=model.device)
     # The budget, the embed token, and one place behind it, which is read ahead for nothing.
     slots = _Slots(model, min(batch_size, len(prompts)), len(prompts[order[0]]) + max_new_tokens + 2)
@@ -134,9 +138,13 @@ def think(
 
     def choose(hidden: Tensor, first: int) -> None:
         """Picks the next token of the rows from ``first`` on, given their hidden states."""
+        barred = batch.written_before(first) if distinct else None
+        if rough is not None:
+            batch.choose(rough.likeliest(decoder, before_decoder(hidden), barred), first, embed_token_id, stops)
+            return
         logits = head(hidden).float()
-        if distinct:
-            batch.bar_written(logits, first)
+        if barred is not None:
+            bar(logits, barred)
         if temperature > 0:
             logits = logits / temperature
             chosen = torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=generator).squeeze(1)
@@ -329,16 +337,12 @@ class _Rows:
         """The choices of a row that ended and their log-probabilities; nothing where none are kept."""
         return [notes[place, : int(self.wrote[place])].tolist() for notes in self.notes]
 
-    def bar_written(self, logits: Tensor, first: int) -> None:
-        """Makes impossible, in place, what the rows from ``first`` on have written already."""
+    def written_before(self, first: int) -> Tensor:
+        """What the rows from ``first`` on have written, int64 of shape (rows, budget + 1), -1 where nothing is."""
         part = slice(first, self.count)
-        wrote = self.wrote[part, None]
-        places = torch.arange(self.written.shape[1], device=logits.device)
-        # What lies beyond a row's end is left from another row; the row's first token stands in for it. Rows that just
-        # entered have written nothing, and for them the scatter puts back what was there.
-        written = torch.where(places < wrote, self.written[part], self.written[part, :1])
-        barred = torch.where(wrote > 0, float("-inf"), logits.gather(1, written))
-        logits.scatter_(1, written, barred)
+        # What lies beyond a row's end is left from another row.
+        places = torch.arange(self.written.shape[1], device=self.written.device)
+        return torch.where(places < self.wrote[part, None], self.written[part], -1)
 
     def leaving(self, embed_token_id: int, first: int) -> list[int]:
         """Slots, from ``first`` on, of the rows that were told to end with the embed token."""
@@ -450,6 +454,13 @@ def lm_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
         if head is not None:
             return head
     raise ValueError(f"{type(model).__name__} has no language-modelling head (lm_head or cls), so it can't reason.")
+
+
+def _split_head(model: PreTrainedModel) -> tuple[Callable[[Tensor], Tensor], nn.Module]:
+    """The head as what it does before its last layer, and that layer."""
+    head: Any = lm_head(model)
+    predictions = getattr(head, "predictions", None)
+    return (predictions.transform, predictions.decoder) if predictions is not None else (lambda states: states, head)
 
 
 def _tokens_per_forward(model: PreTrainedModel) -> int:
