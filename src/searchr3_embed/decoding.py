@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
@@ -456,7 +456,7 @@ def lm_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     raise ValueError(f"{type(model).__name__} has no language-modelling head (lm_head or cls), so it can't reason.")
 
 
-def _split_head(model: PreTrainedModel) -> tuple[Callable[[Tensor], Tensor], nn.Module]:
+def _split_head(model: PreTrainedModel) -> tuple[Callable[[Tensor], Tensor], Any]:
     """The head as what it does before its last layer, and that layer."""
     head: Any = lm_head(model)
     predictions = getattr(head, "predictions", None)
