@@ -20,7 +20,7 @@ SHOWN = re.compile(r"^print\(.*\)\n((?:# .*\n?)+)", re.MULTILINE)
 MODULES = {
     *(
         f"training.{name}"
-        for name in ("base_model", "reasoning", "negatives", "sft", "evaluate", "curves", "ablation")
+        for name in ("base_model", "reasoning", "negatives", "sft", "evaluate", "curves", "ablation", "cloze")
     ),
     "benchmarks",
     "benchmarks.fidelity",
