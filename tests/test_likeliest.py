@@ -72,6 +72,15 @@ def test_tokens_that_bfloat16_cannot_tell_apart_are_told_apart(counted: list[int
     assert counted and counted[0] >= 1, "a row that is not proven must get full logits"
 
 
+def test_rows_of_nan_and_rows_without_a_token_left_are_as_argmax_has_them() -> None:
+    decoder = layer(5, 24)
+    states = torch.randn(3, 24)
+    states[1] = torch.nan
+    barred = torch.tensor([[-1] * 5, [-1] * 5, list(range(5))])
+    got = likeliest.RoughHead(decoder).likeliest(decoder, states, barred)
+    assert got.tolist() == winners(decoder, states, barred).tolist()
+
+
 def test_clear_winners_need_no_full_logits(counted: list[int]) -> None:
     decoder = layer(500, 64, bias=False)
     states = 3 * decoder.weight[:8].detach()

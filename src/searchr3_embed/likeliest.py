@@ -74,7 +74,8 @@ class RoughHead:
         # all tokens that are none; what is rounded at the end is a logit without its bias.
         product = self.longest * states.norm(dim=-1)
         lost = _SLACK * (2 * _UNIT + _UNIT**2 + _UNIT) * product
-        unproven = (best < values[:, -1] + lost).nonzero().squeeze(1)
+        # So written, it also takes rows of NaN, and rows in which everything is barred.
+        unproven = (~(best > values[:, -1] + lost)).nonzero().squeeze(1)
         if len(unproven):
             logits = decoder(states[unproven])
             if barred is not None:
