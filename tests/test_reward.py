@@ -19,6 +19,7 @@ def outcome(ranks: list[list[int]], similarities: list[list[float]], hardest: li
         [np.array(row) for row in ranks],
         [np.array(row, dtype=np.float32) for row in similarities],
         np.array(hardest if hardest is not None else [0.1] * len(ranks), dtype=np.float32),
+        np.zeros((len(ranks), 0), dtype=np.int64),
         refreshed=0,
         share_refreshed=0.0,
         staleness=0.0,

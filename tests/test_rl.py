@@ -168,7 +168,9 @@ def test_padding_does_not_change_log_probabilities(name: str, request: pytest.Fi
         ids[row, 17 - len(prompt) : 17 + len(answer)] = torch.tensor(prompt + answer)
         mask[row, 17 - len(prompt) : 17 + len(answer)] = 1
     with torch.no_grad():
-        together, entropy = log_probabilities(model, decoding.lm_head(model), ids, mask, 6, 0.8, distinct=False)
+        together, entropy, closing = log_probabilities(
+            model, decoding.lm_head(model), ids, mask, 6, 0.8, distinct=False
+        )
         for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1] / 0.8
             odds = logits.log_softmax(-1)
@@ -177,6 +179,8 @@ def test_padding_does_not_change_log_probabilities(name: str, request: pytest.Fi
             spread = -(odds.exp() * odds).sum(-1)
             torch.testing.assert_close(entropy[row, : len(answer)], spread, atol=1e-4, rtol=1e-4)
             assert not together[row, len(answer) :].any() and not entropy[row, len(answer) :].any()
+            alone = decoding.embed(model, [prompt + answer])[0]
+            torch.testing.assert_close(closing[row], alone, atol=1e-4, rtol=1e-4)
     assert fused_head_is_right(model) == (name == "qwen2")
 
 
@@ -296,6 +300,55 @@ def test_contrast_keeps_embeddings_beside_the_policy(
         assert (answers - row).abs().sum(dim=1).min() < 1e-3
     assert excluded.shape == (len(queries), asked)
     assert log_of(tmp_path / "run")[0]["contrast"] > 0
+
+
+def test_rollouts_are_told_from_the_hardest_documents_of_the_corpus(
+    ready: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    def record(*args: Any) -> torch.Tensor:
+        seen.append(args)
+        return plain(*args)
+
+    plain = policy.memory_loss
+    monkeypatch.setattr(policy, "memory_loss", record)
+    changes = {"memory_weight": 0.5, "memory_negatives": 3, "environment": {"refresh": "all"}}
+    run(tmp_path, **settings(ready, data, tmp_path / "run", max_steps=1, **changes))
+    model = ReasoningEmbedder(str(ready), device="cpu")
+    task = rl.read_task(parse("", ["--config", str(tmp_path / "config.yaml")])[0])[0]
+    documents = torch.tensor(model.encode_document(task.documents))
+    closed = 0
+    for closing, memory, tau in seen:
+        assert memory.shape == (len(closing), 4, 32) and tau == 0.05 and not memory.requires_grad
+        for state, rows in zip(torch.nn.functional.normalize(closing.detach(), dim=-1), memory, strict=True):
+            if not rows.any():
+                continue
+            closed += 1
+            answer, *others = [int((documents - row).abs().sum(dim=1).argmin()) for row in rows]
+            torch.testing.assert_close(documents[[answer, *others]], rows, atol=1e-4, rtol=1e-4)
+            (answers,) = [found for found in task.positives.values() if answer in found]
+            cosines = (documents @ state).index_fill(0, torch.tensor(answers), -2)
+            torch.testing.assert_close(cosines[others], cosines.topk(3).values, atol=1e-4, rtol=1e-4)
+    assert closed > 4, "the test needs rollouts that closed"
+    assert log_of(tmp_path / "run")[0]["memory"] > 0
+
+
+def test_the_memory_loss_is_a_cross_entropy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    memory = torch.nn.functional.normalize(torch.randn(3, 5, 8, generator=generator), dim=-1)
+    closing = torch.randn(3, 8, generator=generator, requires_grad=True)
+    memory[1] = 0  # never closed
+    memory[2, 4] = 0  # a small corpus
+    memory[0, 2] = torch.nn.functional.normalize(memory[0, 0] + 0.01, dim=0)  # the positive in other words
+    vectors = torch.nn.functional.normalize(closing, dim=-1)
+    first = -(memory[0, [0, 1, 3, 4]] @ vectors[0] / 0.1).log_softmax(0)[0]
+    last = -(memory[2, :4] @ vectors[2] / 0.1).log_softmax(0)[0]
+    found = policy.memory_loss(closing, memory, 0.1)
+    torch.testing.assert_close(found, (first + last) / 2)
+    found.backward()
+    assert closing.grad is not None and closing.grad.isfinite().all() and not closing.grad[1].any()
+    assert policy.memory_loss(closing, torch.zeros(3, 5, 8), 0.1) == 0
 
 
 class Stop(Exception):

@@ -99,6 +99,8 @@ class Outcome:
         similarities: For each rollout the cosine of each of its positives, float32.
         hardest_negative: Best cosine of a document that is not a positive, float32 of shape (rollouts,); NaN where
             all documents are positives.
+        negatives: Row numbers of the best documents that are not positives, the best first, int64 of shape
+            (rollouts, as many as were asked for); -1 where there are fewer.
         refreshed: Number of documents encoded.
         share_refreshed: The same as a share of the corpus.
         staleness: Mean age, in policy steps, of the candidates as they were scored; 0 without candidates.
@@ -110,6 +112,7 @@ class Outcome:
     ranks: list[np.ndarray]
     similarities: list[np.ndarray]
     hardest_negative: np.ndarray
+    negatives: np.ndarray
     refreshed: int
     share_refreshed: float
     staleness: float
@@ -176,7 +179,12 @@ class Environment:
         return environment
 
     def step(
-        self, embeddings: np.ndarray, positives: Sequence[Sequence[int]], encode: Encode, policy_step: int
+        self,
+        embeddings: np.ndarray,
+        positives: Sequence[Sequence[int]],
+        encode: Encode,
+        policy_step: int,
+        negatives: int = 0,
     ) -> Outcome:
         """Scores rollouts, refreshing what matters to them.
 
@@ -185,6 +193,7 @@ class Environment:
             positives: Row numbers of the documents that answer each rollout's query; at least one each.
             encode: As for ``build``, with the current policy.
             policy_step: Number of updates the policy has had since ``build``; never falls.
+            negatives: How many of the best documents that are no positives to name for each rollout.
 
         Raises:
             ValueError: An argument does not fit; the environment is unchanged then.
@@ -211,11 +220,12 @@ class Environment:
             refresh(POLICIES[self.settings.refresh](choice))
         if len(refreshed):
             spent[1] = self._repair(refreshed)
-        ranks, similarities, hardest = self._rank(queries, positives, policy_step)
+        ranks, similarities, hardest, others = self._rank(queries, positives, policy_step, negatives)
         return Outcome(
             ranks,
             similarities,
             hardest,
+            others,
             refreshed=len(refreshed),
             share_refreshed=len(refreshed) / len(self.texts),
             staleness=float(self._ages(candidates, policy_step).mean()) if len(candidates) else 0.0,
@@ -361,13 +371,13 @@ class Environment:
         stale = rows[self._ages(rows, policy_step) > self.settings.max_age]
         age = self._ages(stale, policy_step)
         pairs = np.repeat(np.arange(len(queries)), [len(own) for own in ranks])
-        scores = queries[pairs] @ self._corrected(stale).T
+        scores = queries[pairs] @ self.corrected(stale).T
         spread = float(self.drift.spread) * age
         impact = rank_impact(scores, np.concatenate(cosines), np.concatenate(ranks), spread)
         return rows, Candidates(stale, best[stale], age, impact)
 
-    def _corrected(self, rows: np.ndarray) -> np.ndarray:
-        """Vectors as far as they are known now, float32 of shape (rows, d)."""
+    def corrected(self, rows: np.ndarray) -> np.ndarray:
+        """Vectors of rows as far as they are known now, float32 of shape (rows, d)."""
         vectors = np.asarray(self.vectors[rows])
         if not self.settings.correct_drift:
             return vectors
@@ -375,10 +385,11 @@ class Environment:
         return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
     def _rank(
-        self, queries: np.ndarray, positives: Sequence[Sequence[int]], policy_step: int
-    ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+        self, queries: np.ndarray, positives: Sequence[Sequence[int]], policy_step: int, negatives: int
+    ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray, np.ndarray]:
         ranks, similarities = [], []
         hardest = np.full(len(queries), np.nan, dtype=np.float32)
+        others = np.full((len(queries), negatives), -1, dtype=np.int64)
         for start, scores in self._scores(queries, policy_step):
             for i, row in enumerate(scores, start):
                 place, cosine = _rank_row(row, positives[i])
@@ -386,14 +397,18 @@ class Environment:
                 similarities.append(cosine)
                 if len(place) < len(row):
                     hardest[i] = row.max()
-        return ranks, similarities, hardest
+                found = min(negatives, len(row) - len(place))
+                if found:
+                    top = np.argpartition(-row, found - 1)[:found]
+                    others[i, :found] = top[np.lexsort((top, -row[top]))]
+        return ranks, similarities, hardest, others
 
     def _encode_again(self, rows: np.ndarray, encode: Encode, queries: np.ndarray, policy_step: int) -> float:
         """Overwrites rows and learns from them how documents drift; returns the seconds that ``encode`` took."""
         began = time.perf_counter()
         fresh = _encoded(encode, [self.texts[row] for row in rows], self.vectors.shape[1])
         seconds = time.perf_counter() - began
-        missed = (fresh - self._corrected(rows)) @ queries.T
+        missed = (fresh - self.corrected(rows)) @ queries.T
         self.drift.learn(fresh - self.vectors[rows], self.stamps[rows], policy_step, missed)
         self.vectors[rows] = fresh
         self.stamps[rows] = policy_step

@@ -8,6 +8,7 @@ log-probabilities are computed here, so that the policy that is trained is the o
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,9 @@ from training.beir import BeirData
 from training.rollout import ENVIRONMENT_FOLDER, Rollouts, exact_rewards
 from training.runs import EmbedderRun, without_wrapper
 
+# Cosine above which a document that nobody judged says what the positive says.
+NEARLY_EQUAL = 0.9
+
 
 def retrieval(score: list[float], **kwargs: Any) -> list[float | None]:
     """The reward function: the rollouts come with their scores."""
@@ -39,18 +43,29 @@ class PolicyTrainer(EmbedderRun, GRPOTrainer):
         rollouts: Writes and scores.
         dev_sets: Sets to choose checkpoints by.
         contrast: Weight of the contrastive loss beside the policy's, and its temperature.
+        memory_weight: Weight of the contrastive loss of the rollouts against the environment's vectors; it needs
+            ``rollouts.negatives`` and has the same temperature.
         **kwargs: As of ``GRPOTrainer``.
     """
 
     def __init__(
-        self, *, rollouts: Rollouts, dev_sets: Sequence[BeirData], contrast: tuple[float, float], **kwargs: Any
+        self,
+        *,
+        rollouts: Rollouts,
+        dev_sets: Sequence[BeirData],
+        contrast: tuple[float, float],
+        memory_weight: float = 0.0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(reward_funcs=retrieval, rollout_func=rollouts, **kwargs)
         self.rollouts, self.conversation, self.contrast = rollouts, rollouts.conversation, contrast
+        self.memory_weight = memory_weight
+        self.closing: Tensor | None = None
         self.dev_sets = list(dev_sets)
         self.names = {query: number for number, query in enumerate(rollouts.task.positives)}
         bare = without_wrapper(self.accelerator.unwrap_model(self.model))
-        own = self.conversation.prompts.distinct_tokens or not fused_head_is_right(bare)
+        # The memory's loss needs the states, which the fused head does not give.
+        own = self.conversation.prompts.distinct_tokens or not fused_head_is_right(bare) or memory_weight > 0
         self.own_head = decoding.lm_head(bare) if own else None
         self.add_callback(_Clock(self))
 
@@ -71,6 +86,8 @@ class PolicyTrainer(EmbedderRun, GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         for name, value in self.rollouts.judged.items():
             self._metrics["train"][name].append(value)
+        if self.rollouts.memory is not None:
+            output["memory"] = self.rollouts.memory.to(self.accelerator.device)
         output["query"] = torch.tensor([self.names[row["prompt"]] for row in inputs], device=self.accelerator.device)
         return output
 
@@ -107,7 +124,9 @@ class PolicyTrainer(EmbedderRun, GRPOTrainer):
                         entropy_gradient=self._entropy_bonus_enabled,
                     )
                 )
-        logps, entropies = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        logps, entropies, closing = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        if torch.is_grad_enabled():
+            self.closing = closing
         return logps, entropies if compute_entropy else None, None
 
     def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
@@ -116,6 +135,12 @@ class PolicyTrainer(EmbedderRun, GRPOTrainer):
             value = self._contrast_loss(model, inputs)
             self._metrics["train"]["contrast"].append(float(value.detach()))
             loss = loss + self.contrast[0] * value / self.current_gradient_accumulation_steps
+        if self.memory_weight > 0:
+            assert self.closing is not None  # the policy's loss has just asked for log-probabilities
+            value = memory_loss(self.closing, inputs["memory"], self.contrast[1])
+            self.closing = None
+            self._metrics["train"]["memory"].append(float(value.detach()))
+            loss = loss + self.memory_weight * value / self.current_gradient_accumulation_steps
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"The loss of step {self.state.global_step} is {float(loss)}. A lower learning_rate, a smaller "
@@ -161,6 +186,33 @@ def fused_head_is_right(model: PreTrainedModel) -> bool:
     return rotary and getattr(model, "lm_head", None) is model.get_output_embeddings()
 
 
+def memory_loss(closing: Tensor, memory: Tensor, temperature: float) -> Tensor:
+    """InfoNCE of the rollouts' embeddings against documents as the environment knows them.
+
+    The environment ranks all documents for every rollout anyway; what stands highest without being an answer is the
+    hardest negative of the whole corpus, for free (memory bank: Wu et al. 2018, https://arxiv.org/abs/1805.01978; hard
+    negatives of the whole corpus: Xiong et al. 2021, https://arxiv.org/abs/2007.00808).
+
+    Args:
+        closing: State at the last token of each rollout, shape (rollouts, dimension).
+        memory: Unit rows of a positive and of the negatives, shape (rollouts, 1 + negatives, dimension), without
+            gradient; rows of 0 are no documents, and rollouts that never closed have none.
+        temperature: Divides the cosines.
+
+    Returns:
+        The mean over the rollouts that have documents, a scalar; 0 if there are none. A negative that nearly equals
+        the positive is left out: it is an answer that nobody has judged.
+    """
+    vectors = F.normalize(closing.float(), dim=-1)
+    scores = torch.einsum("rd,rnd->rn", vectors, memory) / temperature
+    nothing = memory.abs().sum(-1) == 0
+    same = torch.einsum("rd,rnd->rn", memory[:, 0], memory) > NEARLY_EQUAL
+    same[:, 0] = False
+    scores = scores.masked_fill(nothing | same, -math.inf)
+    losses = -scores[~nothing[:, 0]].log_softmax(dim=-1)[:, 0]
+    return losses.sum() / max(1, len(losses))
+
+
 def log_probabilities(
     model: Any,
     head: Callable[[Tensor], Tensor],
@@ -171,7 +223,7 @@ def log_probabilities(
     *,
     distinct: bool,
     entropy_gradient: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities of the last ``kept`` tokens, and the entropies of the distributions they were chosen from.
 
     Rows are moved to the left: without padding before it, a causal model needs neither a mask nor positions. The head
@@ -188,7 +240,8 @@ def log_probabilities(
         entropy_gradient: Whether the entropies get a gradient; it takes memory.
 
     Returns:
-        Two float32 tensors of shape (rows, kept), 0 at padding.
+        Two float32 tensors of shape (rows, kept), 0 at padding, and the state at the last token of each row, shape
+        (rows, dimension): the embedding, where that token is the embed token.
     """
     turns = pad([row[here].tolist() for row, here in zip(ids, mask.bool(), strict=True)])[0].to(ids.device)
     states = model(input_ids=turns, use_cache=False, output_hidden_states=True, logits_to_keep=1).hidden_states[-1]
@@ -208,7 +261,8 @@ def log_probabilities(
     chosen = nothing.index_put((rows, places), odds.gather(1, completion[written][:, None]).squeeze(1))
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = nothing.index_put((rows, places), -(odds.exp() * odds).sum(dim=-1))
-    return chosen, entropy
+    last = mask.sum(dim=1) - 1
+    return chosen, entropy, states[torch.arange(len(states), device=ids.device), last]
 
 
 class _Clock(TrainerCallback):

@@ -172,11 +172,13 @@ def train(args: RLArguments, model_args: ModelConfig) -> Path:
         query_length=args.query_length,
         document_length=args.document_length,
         batch_size=args.rollout_batch_size,
+        negatives=args.memory_negatives if args.memory_weight > 0 else 0,
     )
     trainer = PolicyTrainer(
         rollouts=rollouts,
         dev_sets=sets,
         contrast=(args.contrast_weight, args.tau),
+        memory_weight=args.memory_weight,
         model=model,
         args=args,
         train_dataset=datasets.Dataset.from_dict({"prompt": order}),

@@ -67,7 +67,17 @@ class RLArguments(GRPOConfig):
             "it keeps the embeddings while reasoning is trained (ours)."
         },
     )
-    tau: float = dataclasses.field(default=0.05, metadata={"help": "Temperature of that InfoNCE (ours)."})
+    memory_weight: float = dataclasses.field(
+        default=0.0,
+        metadata={
+            "help": "Weight of InfoNCE between the embedding that each rollout leads to and vectors of the environment: "
+            "a positive and the hardest negatives of the whole corpus, found by the reward's ranking anyway (ours)."
+        },
+    )
+    memory_negatives: int = dataclasses.field(
+        default=16, metadata={"help": "Hardest negatives of a rollout in that loss (ours)."}
+    )
+    tau: float = dataclasses.field(default=0.05, metadata={"help": "Temperature of both InfoNCE losses (ours)."})
     average_with_start: float = dataclasses.field(
         default=0.0, metadata={"help": "Share of the stage-1 weights in the exported model (ours)."}
     )
@@ -102,7 +112,9 @@ class RLArguments(GRPOConfig):
         self.shuffle_dataset = False
         if not self.sources or not isinstance(self.sources, dict):
             raise ValueError(f"sources must map each source to its weight, got {self.sources!r}.")
-        least = {"query_length": 1, "document_length": 1, "rollout_batch_size": 1, "held_out_one_in": 1}
+        least = dict.fromkeys(
+            ("query_length", "document_length", "rollout_batch_size", "held_out_one_in", "memory_negatives"), 1
+        )
         for name, smallest in {**least, "max_completion_length": 2}.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name} must be an integer >= {smallest}, got {getattr(self, name)!r}.")
@@ -111,8 +123,9 @@ class RLArguments(GRPOConfig):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}.")
         if not 0 <= self.average_with_start <= 1:
             raise ValueError(f"average_with_start must be from 0 to 1, got {self.average_with_start!r}.")
-        if self.contrast_weight < 0:
-            raise ValueError(f"contrast_weight must be at least 0, got {self.contrast_weight!r}.")
+        for name in ("contrast_weight", "memory_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)!r}.")
         changed = {"top_p": (1.0,), "top_k": (0, None), "min_p": (None,), "repetition_penalty": (1.0,)}
         for name, accepted in changed.items():
             if getattr(self, name) not in accepted:

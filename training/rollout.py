@@ -92,9 +92,12 @@ class Rollouts:
         query_length: Most tokens of a query.
         document_length: Most tokens of a document.
         batch_size: Rollouts written at once.
+        negatives: Documents that each rollout is to be told from, see ``memory``; 0 for none.
         environment: The corpus under the policy, on the first process; built before the first step unless given.
         seconds: What the rollouts since it was last cleared took.
         judged: What to log of them.
+        memory: For the rollouts of this process, the environment's vectors of a positive and of the ``negatives`` best
+            other documents, float32 of shape (rollouts, 1 + negatives, dimension); rows of 0 stand for none.
     """
 
     conversation: Conversation
@@ -104,9 +107,11 @@ class Rollouts:
     query_length: int
     document_length: int
     batch_size: int
+    negatives: int = 0
     environment: Environment | None = None
     seconds: defaultdict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     judged: dict[str, float] = dataclasses.field(default_factory=dict)
+    memory: Tensor | None = None
 
     def restore(self, folder: Path) -> None:
         """Loads the environment of a checkpoint.
@@ -147,12 +152,15 @@ class Rollouts:
                 answer = [self._judge(model, _Batch.joined(everyone), trainer.state.global_step, trainer)]
             broadcast_object_list(answer)
             outer.train()
+        scores, memory = answer[0]
         first = sum(len(batch.finished) for batch in everyone[: accelerator.process_index])
+        mine_only = slice(first, first + len(written))
+        self.memory = torch.from_numpy(memory[mine_only]) if self.negatives else None
         return {
             "prompt_ids": prompts,
             "completion_ids": [generation.chosen for generation in written],
             "logprobs": [generation.log_probabilities for generation in written],
-            "score": answer[0][first : first + len(written)].tolist(),
+            "score": scores[mine_only].tolist(),
         }
 
     def prompts(self, queries: Sequence[str]) -> list[list[int]]:
@@ -201,7 +209,9 @@ class Rollouts:
         states = decoding.embed(model, turns, batch_size=self.batch_size)
         return [decoding.Generation(*row) for row in zip(ids, finished, states, chosen, odds, strict=True)]
 
-    def _judge(self, model: PreTrainedModel, batch: _Batch, step: int, trainer: Any) -> np.ndarray:
+    def _judge(
+        self, model: PreTrainedModel, batch: _Batch, step: int, trainer: Any
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         encode = self.encoder(model)
         began = time.perf_counter()
         if self.environment is None:
@@ -209,7 +219,7 @@ class Rollouts:
         built = time.perf_counter()
         done = [row for row, good in enumerate(batch.finished) if good]
         positives = [batch.positives[row] for row in done]
-        outcome = self.environment.step(batch.embeddings[done], positives, encode, step)
+        outcome = self.environment.step(batch.embeddings[done], positives, encode, step, self.negatives)
         scores = rewards(outcome, batch.finished, batch.lengths, self.reward)
         self.seconds["building"] += built - began
         self.seconds["refreshing"] += time.perf_counter() - built
@@ -228,7 +238,14 @@ class Rollouts:
         if done:
             self.judged["best_rank"] = float(np.mean([ranks.min() for ranks in outcome.ranks]))
             self.judged["similarity"] = float(np.mean([values.max() for values in outcome.similarities]))
-        return scores
+        if not self.negatives:
+            return scores, None
+        memory = np.zeros((len(batch.finished), 1 + self.negatives, batch.embeddings.shape[1]), dtype=np.float32)
+        for row, mine, others in zip(done, positives, outcome.negatives, strict=True):
+            # Another positive at every step; the choice needs no random state.
+            rows = np.array([mine[step % len(mine)], *others[others >= 0]])
+            memory[row, : len(rows)] = self.environment.corrected(rows)
+        return scores, memory
 
 
 @dataclasses.dataclass(frozen=True)
