@@ -70,8 +70,8 @@ class RLArguments(GRPOConfig):
     memory_weight: float = dataclasses.field(
         default=0.0,
         metadata={
-            "help": "Weight of InfoNCE between the embedding that each rollout leads to and vectors of the environment: "
-            "a positive and the hardest negatives of the whole corpus, found by the reward's ranking anyway (ours)."
+            "help": "Weight of InfoNCE between the embedding that each rollout leads to and the environment: a "
+            "positive and the hardest negatives of the whole corpus, found by the reward's ranking anyway (ours)."
         },
     )
     memory_negatives: int = dataclasses.field(
