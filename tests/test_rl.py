@@ -155,8 +155,11 @@ def test_every_step_is_logged_in_full(finished: Path) -> None:
     assert all(0 <= row["eval_ndcg@10_reasoning"] <= 1 and row["eval_reward"] <= 1.1 for row in measured)
 
 
+@pytest.mark.parametrize("tokens", [None, 30])
 @pytest.mark.parametrize("name", ["mini", "qwen2"])
-def test_padding_does_not_change_log_probabilities(name: str, request: pytest.FixtureRequest) -> None:
+def test_padding_does_not_change_log_probabilities(
+    name: str, tokens: int | None, request: pytest.FixtureRequest
+) -> None:
     """Left padding moves absolute positions unless they come from the mask."""
     model = AutoModelForCausalLM.from_pretrained(request.getfixturevalue(f"{name}_checkpoint"))
     model.eval()

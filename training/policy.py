@@ -22,7 +22,7 @@ from trl import GRPOTrainer
 
 from searchr3_embed import decoding
 from training import dev, losses
-from training.batching import pad
+from training.batching import chunks_by_length, pad
 from training.beir import BeirData
 from training.rollout import ENVIRONMENT_FOLDER, Rollouts, exact_rewards
 from training.runs import EmbedderRun, without_wrapper
@@ -121,6 +121,8 @@ class PolicyTrainer(EmbedderRun, GRPOTrainer):
                         logits_to_keep,
                         self.temperature,
                         distinct=self.conversation.prompts.distinct_tokens,
+                        # Processes that talk to one another in a forward pass must make equally many.
+                        tokens=decoding.tokens_per_forward(model) if self.accelerator.num_processes == 1 else None,
                         entropy_gradient=self._entropy_bonus_enabled,
                     )
                 )
@@ -222,6 +224,7 @@ def log_probabilities(
     temperature: float,
     *,
     distinct: bool,
+    tokens: int | None = None,
     entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities of the last ``kept`` tokens, and the entropies of the distributions they were chosen from.
@@ -237,18 +240,19 @@ def log_probabilities(
         kept: Length of the padded completions.
         temperature: Divides the logits.
         distinct: Whether a token that a completion holds already can't come again.
+        tokens: Padded tokens of one forward pass, rows of like length together; None takes all rows at once.
         entropy_gradient: Whether the entropies get a gradient; it takes memory.
 
     Returns:
         Two float32 tensors of shape (rows, kept), 0 at padding, and the state at the last token of each row, shape
         (rows, dimension): the embedding, where that token is the embed token.
     """
-    turns = pad([row[here].tolist() for row, here in zip(ids, mask.bool(), strict=True)])[0].to(ids.device)
-    states = model(input_ids=turns, use_cache=False, output_hidden_states=True, logits_to_keep=1).hidden_states[-1]
+    turns = [row[here].tolist() for row, here in zip(ids, mask.bool(), strict=True)]
+    states, first = _states(model, turns, tokens, ids.device)
     completion, written = ids[:, -kept:], mask[:, -kept:].bool()
     rows, places = written.nonzero(as_tuple=True)
     prompt_lengths = mask[:, :-kept].sum(dim=1)
-    logits = head(states[rows, prompt_lengths[rows] + places - 1]).float() / temperature
+    logits = head(states[first[rows] + prompt_lengths[rows] + places - 1]).float() / temperature
     if distinct:
         earlier = torch.arange(kept, device=ids.device) < places[:, None]
         token, place = earlier.nonzero(as_tuple=True)
@@ -261,8 +265,25 @@ def log_probabilities(
     chosen = nothing.index_put((rows, places), odds.gather(1, completion[written][:, None]).squeeze(1))
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = nothing.index_put((rows, places), -(odds.exp() * odds).sum(dim=-1))
-    last = mask.sum(dim=1) - 1
-    return chosen, entropy, states[torch.arange(len(states), device=ids.device), last]
+    return chosen, entropy, states[first + mask.sum(dim=1) - 1]
+
+
+def _states(
+    model: Any, turns: Sequence[Sequence[int]], tokens: int | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Last hidden states of all tokens one after another, shape (tokens, dimension), and where each turn begins."""
+    everything = len(turns) * max(map(len, turns))
+    states: list[Tensor] = []
+    order: list[int] = []
+    for rows in chunks_by_length(turns, tokens or everything):
+        ids = pad([turns[row] for row in rows])[0].to(device)
+        output = model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1).hidden_states[-1]
+        states += [state[: len(turns[row])] for state, row in zip(output, rows, strict=True)]
+        order += rows
+    starts = torch.tensor([0, *(len(turns[row]) for row in order)], device=device).cumsum(0)[:-1]
+    first = torch.empty_like(starts)
+    first[torch.tensor(order, device=device)] = starts
+    return torch.cat(states), first
 
 
 class _Clock(TrainerCallback):

@@ -75,7 +75,7 @@ def embed(
     states = torch.empty(len(turns), model.config.hidden_size, dtype=torch.float32, device=model.device)
     prefix = _shared_prefix(turns)
     slots = None
-    for rows in _chunks(turns, batch_size, _tokens_per_forward(model)):
+    for rows in _chunks(turns, batch_size, tokens_per_forward(model)):
         bodies = [turns[row][len(prefix) :] for row in rows]
         if prefix and slots is None:
             # The first chunk holds the longest turn.
@@ -181,7 +181,7 @@ def think(
                 alike.setdefault(tuple(prompts[row]), []).append(row)
             groups = list(alike.values())
             ahead = [embed_token_id] if batch.count + len(entering) <= _FEW_ROWS else []
-            for chunk in _chunks(list(alike), free, _tokens_per_forward(model)):
+            for chunk in _chunks(list(alike), free, tokens_per_forward(model)):
                 rows = [groups[i][0] for i in chunk]
                 copies = [(place, row) for place, i in enumerate(chunk) for row in groups[i][1:]]
                 bodies = [prompts[row][len(prefix) :] for row in rows]
@@ -463,7 +463,8 @@ def _split_head(model: PreTrainedModel) -> tuple[Callable[[Tensor], Tensor], Any
     return (predictions.transform, predictions.decoder) if predictions is not None else (lambda states: states, head)
 
 
-def _tokens_per_forward(model: PreTrainedModel) -> int:
+def tokens_per_forward(model: PreTrainedModel) -> int:
+    """Padded tokens of one forward pass that the model's device is fast with."""
     return _TOKENS_PER_THREAD * torch.get_num_threads() if model.device.type == "cpu" else _TOKENS_ELSEWHERE
 
 
