@@ -411,5 +411,9 @@ def test_curves_show_what_was_logged(finished: Path, tmp_path: Path, capsys: pyt
     assert curves.series(curves.read_log(going))["loss"] == lines["loss"]
     assert curves.main([str(finished), "--out", str(tmp_path / "losses.png")]) == 0
     assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
+    assert curves.main([str(finished), "--out", str(tmp_path / "one.png"), "--only", "loss"]) == 0
+    assert 0 < (tmp_path / "one.png").stat().st_size < (tmp_path / "losses.png").stat().st_size
+    assert curves.main([str(finished), "--out", str(tmp_path / "x.png"), "--only", "loss", "lots"]) == 2
+    assert "lots: not logged more than once; there are" in capsys.readouterr().err
     assert curves.main([str(tmp_path), "--out", str(tmp_path / "none.png")]) == 2
     assert "neither metrics.jsonl nor a checkpoint" in capsys.readouterr().err

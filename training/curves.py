@@ -47,11 +47,16 @@ def series(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[int], list
     return {name: line for name, line in found.items() if len(line[0]) > 1}
 
 
-def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot(rows: Sequence[Mapping[str, Any]], path: Path, only: Sequence[str] | None = None) -> None:
     """Draws one small panel a series, thin as logged and thick as a running mean.
 
+    Args:
+        rows: As logged.
+        path: The picture.
+        only: Names of the series to draw, in this order; None draws all.
+
     Raises:
-        ValueError: Nothing was logged twice.
+        ValueError: Nothing was logged twice, or not what ``only`` names.
     """
     import matplotlib
 
@@ -61,6 +66,9 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     lines = series(rows)
     if not lines:
         raise ValueError("nothing was logged more than once; lower logging_steps")
+    if missing := [name for name in only or () if name not in lines]:
+        raise ValueError(f"{', '.join(missing)}: not logged more than once; there are {', '.join(sorted(lines))}")
+    lines = {name: lines[name] for name in only or lines}
     columns = min(4, len(lines))
     height = -(-len(lines) // columns)
     figure, axes = pyplot.subplots(height, columns, figsize=(3.2 * columns, 2.2 * height), squeeze=False)
@@ -87,9 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.curves", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("run", type=Path, help="output_dir of a run of training.sft or training.rl")
     parser.add_argument("--out", type=Path, required=True, help="the picture, .png or .svg")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="series to draw (default: all)")
     args = parser.parse_args(argv)
     try:
-        plot(read_log(args.run), args.out)
+        plot(read_log(args.run), args.out, args.only)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
