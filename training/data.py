@@ -224,17 +224,6 @@ def read_folder(folder: Path, names: Iterable[str]) -> dict[str, list[Record]]:
     return {name: read_records(path) for name, path in paths.items() if path}
 
 
-def source_names(folder: Path) -> list[str]:
-    """Names of the sources in a folder of records, sorted.
-
-    Raises:
-        DataError: There are none.
-    """
-    if not (names := _names(folder)):
-        raise DataError(f"{folder}: no .jsonl or .jsonl.gz file")
-    return sorted(names)
-
-
 def _named_file(folder: Path, name: str) -> Path | None:
     found = [path for path in (folder / f"{name}.jsonl", folder / f"{name}.jsonl.gz") if path.is_file()]
     if len(found) == 2:

@@ -61,13 +61,13 @@ class System:
         label: What the row is called.
         kind: "ours" (ReasoningEmbedder), "st" (any SentenceTransformer) or "bm25".
         source: Name or folder to load; "" for BM25.
-        mode: "direct", "reason" or "auto" for ours, None for the others.
+        mode: "direct" or "reason" for ours, None for the others.
     """
 
     label: str
     kind: Literal["ours", "st", "bm25"]
     source: str
-    mode: Literal["direct", "reason", "auto"] | None = None
+    mode: Literal["direct", "reason"] | None = None
 
 
 def parse_model(spec: str) -> list[System]:
@@ -87,18 +87,16 @@ def parse_model(spec: str) -> list[System]:
         if not source:
             raise EvaluationError(f"--model {spec!r}: a name or a folder must follow 'st:'")
         return [System(label, "st", source)]
-    modes: tuple[Literal["direct", "reason", "auto"], ...] = ("direct", "reason", "auto")
+    modes: tuple[Literal["direct", "reason"], ...] = ("direct", "reason")
     for mode in modes:
         if source.endswith(f":{mode}"):
             source, modes = source.removesuffix(f":{mode}"), (mode,)
             label = label.removesuffix(f":{mode}")
             break
-    else:
-        modes = modes[:2]
     if not source:
         raise EvaluationError(
-            f"--model {spec!r}: expected one of our checkpoints (alias, folder or hub id; ':direct', ':reason' "
-            "or ':auto' chooses one mode), 'st:NAME' for any SentenceTransformer, 'teacher' or 'bm25'"
+            f"--model {spec!r}: expected one of our checkpoints (alias, folder or hub id; ':direct' or ':reason' "
+            "chooses one mode), 'st:NAME' for any SentenceTransformer, 'teacher' or 'bm25'"
         )
     return [System(f"{label}:{mode}", "ours", source, mode) for mode in modes]
 
@@ -123,8 +121,6 @@ def load_model(system: System, settings: Settings, device: str | None) -> Any:
 
             model = ReasoningEmbedder(system.source, device=device, model_kwargs=options)
             model.conversation.check_budget(settings.max_reasoning_tokens)
-            if system.mode == "auto" and model.gate is None:
-                raise ValueError("it does not know when thinking pays; run python -m training.calibrate first")
             return model
         from sentence_transformers import SentenceTransformer
 
@@ -245,8 +241,6 @@ def encode_queries(
     options["normalize_embeddings"] = _by_cosine(model)
     if mode == "direct":
         options["reason"] = False
-    if mode == "auto":
-        options |= {"reason": "auto", "max_reasoning_tokens": settings.max_reasoning_tokens}
     _warm_up(lambda: model.encode_query(texts[:1], **options | {"show_progress_bar": False}))
     started = time.perf_counter()
     vectors = model.encode_query(texts, **options)
@@ -477,8 +471,8 @@ def arguments() -> argparse.ArgumentParser:
         action="append",
         required=True,
         metavar="[LABEL=]MODEL",
-        help="repeatable: one of our checkpoints (alias, folder or hub id; measured direct and reasoning, ':direct', "
-        "':reason' or ':auto' after it chooses one), st:NAME (any SentenceTransformer, name or folder), teacher "
+        help="repeatable: one of our checkpoints (alias, folder or hub id; measured direct and reasoning, ':direct' "
+        "or ':reason' after it chooses one), st:NAME (any SentenceTransformer, name or folder), teacher "
         "(all-MiniLM-L6-v2), bm25",
     )
     parser.add_argument("--data", nargs="+", default=[], type=Path, help="BEIR-layout folders, or folders of them")

@@ -57,7 +57,7 @@ def measure(
     Args:
         load: Gives the model.
         task: One of ``find_tasks``.
-        mode: "direct", "reason" or "auto" for our checkpoints, None for others.
+        mode: "direct" or "reason" for our checkpoints, None for others.
         settings: The reasoning budget.
         stored: File of the result in mteb's format; None keeps none.
         resume: Take the result from ``stored`` if it is there.
@@ -101,9 +101,8 @@ def _queries_in_mode(model: Any, mode: str | None, max_reasoning_tokens: int | N
     if mode is None:
         yield
         return
-    options = {} if mode == "direct" else {"max_reasoning_tokens": max_reasoning_tokens}
-    reason = "auto" if mode == "auto" else mode == "reason"
-    model.encode_query = functools.partial(model.encode_query, reason=reason, **options)
+    options = {"max_reasoning_tokens": max_reasoning_tokens} if mode == "reason" else {}
+    model.encode_query = functools.partial(model.encode_query, reason=mode == "reason", **options)
     try:
         yield
     finally:

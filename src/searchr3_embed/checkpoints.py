@@ -28,7 +28,6 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from searchr3_embed.adaptive import Gate
 from searchr3_embed.conversation import PROMPTS_FILE, Conversation, OnTruncate, Prompts, find_embed_token
 
 logger = logging.getLogger(__name__)
@@ -67,7 +66,6 @@ class Checkpoint:
         model: The causal language model with its head.
         tokenizer: The tokenizer as saved.
         conversation: The turns in the checkpoint's own words.
-        gate: Knows when thinking pays; None if the checkpoint was not calibrated.
     """
 
     name: str
@@ -75,7 +73,6 @@ class Checkpoint:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     conversation: Conversation
-    gate: Gate | None = None
 
 
 def packaged_folder() -> Path:
@@ -163,13 +160,11 @@ def load(
             position_limit=positions,
             on_truncate=on_truncate,
         )
-        gate = Gate.load(folder, config.hidden_size)
     except CheckpointError:
         raise
     except ValueError as error:
         raise CheckpointError(f"{name!r}: {error}") from error
-    model = _load_model(name, folder, config, device, model_kwargs)
-    return Checkpoint(name, folder, model, tokenizer, conversation, gate)
+    return Checkpoint(name, folder, _load_model(name, folder, config, device, model_kwargs), tokenizer, conversation)
 
 
 def read_released_prompts(path: Path) -> dict[str, str]:

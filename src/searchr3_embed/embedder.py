@@ -11,7 +11,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast, overload
+from typing import Any, cast, overload
 
 import numpy as np
 import torch
@@ -23,12 +23,10 @@ from tqdm import tqdm
 from transformers import PretrainedConfig, PreTrainedModel
 
 from searchr3_embed import checkpoints, cpu_kernels, decoding
-from searchr3_embed.adaptive import Gate
 from searchr3_embed.coalescing import Coalescer
 from searchr3_embed.conversation import Conversation, OnTruncate, check_texts
 
 _REASONING_OPTIONS = ("reason", "max_reasoning_tokens")
-Reason = bool | Literal["auto"]
 
 if hasattr(os, "register_at_fork"):
     # A forked child has the model but not OpenMP's threads, and would wait for them forever.
@@ -82,8 +80,8 @@ class ReasoningEmbedder(SentenceTransformer):
 
     ``encode_query`` lets the model write a short reasoning and takes the hidden state at the token that ends it;
     ``encode_document`` and ``encode`` take a fixed answer and cost one forward pass. All three accept the
-    sentence-transformers arguments and, in addition, ``reason`` (True, False, or "auto" to think only where that is
-    likely to pay) and ``max_reasoning_tokens`` (int). Embeddings have length 1.
+    sentence-transformers arguments and, in addition, ``reason`` (bool) and ``max_reasoning_tokens`` (int).
+    Embeddings have length 1.
 
     Args:
         model_name_or_path: ``"searchr3"`` (packaged weights, works offline), ``"searchr3-small"`` or
@@ -102,7 +100,6 @@ class ReasoningEmbedder(SentenceTransformer):
     """
 
     conversation: Conversation
-    gate: Gate | None
 
     def __init__(
         self,
@@ -162,7 +159,7 @@ class ReasoningEmbedder(SentenceTransformer):
             on_truncate=options["on_truncate"],
             model_kwargs=kwargs.get("model_kwargs"),
         )
-        self.conversation, self.gate = checkpoint.conversation, checkpoint.gate
+        self.conversation = checkpoint.conversation
         if checkpoint.model.device.type == "cpu":
             cpu_kernels.speed_up(checkpoint.model)
         transformer = CausalTransformer(checkpoint)
@@ -194,17 +191,16 @@ class ReasoningEmbedder(SentenceTransformer):
 
     @_with_reasoning_options(SentenceTransformer.encode)
     def encode(
-        self, *args: Any, reason: Reason | None = None, max_reasoning_tokens: int | None = None, **kwargs: Any
+        self, *args: Any, reason: bool | None = None, max_reasoning_tokens: int | None = None, **kwargs: Any
     ) -> Any:
-        """Embeds texts; does not reason unless ``reason=True`` or ``reason="auto"``.
+        """Embeds texts; does not reason unless ``reason=True``.
 
         Takes all arguments of ``SentenceTransformer.encode`` (``prompt_name``, ``batch_size``, ``show_progress_bar``,
         ``precision``, ``truncate_dim``, ``normalize_embeddings``, ``convert_to_tensor``, ``device``, ``pool`` ...).
 
         Args:
             *args: The first one, ``inputs``, is a text or a sequence of texts.
-            reason: Whether to think before embedding; None means no. ``"auto"`` embeds directly first, and thinks
-                only about the texts for which the checkpoint's ``gate`` expects a gain from it.
+            reason: Whether to think before embedding; None means no.
             max_reasoning_tokens: Budget of generated tokens per text; 0 embeds after an empty reasoning.
             **kwargs: Arguments of the stock method, by name.
 
@@ -221,13 +217,8 @@ class ReasoningEmbedder(SentenceTransformer):
             inputs = kwargs.pop("inputs") if "inputs" in kwargs else kwargs.pop("sentences")
         else:
             raise TypeError("encode needs 'inputs': a text or a sequence of texts.")
-        if reason is not None and not isinstance(reason, bool) and reason != "auto":
-            raise TypeError(f'reason must be True, False, "auto" or None, got {reason!r}.')
-        if reason == "auto" and self.gate is None:
-            raise ValueError(
-                'reason="auto" needs a checkpoint that knows when thinking pays (adaptive.json); '
-                "python -m training.calibrate finds out. Pass True or False instead."
-            )
+        if reason is not None and not isinstance(reason, bool):
+            raise TypeError(f"reason must be True, False or None, got {reason!r}.")
         self.conversation.check_budget(max_reasoning_tokens)
         texts = _as_texts(inputs)
         options = inspect.signature(SentenceTransformer.encode).bind(self, texts, *args, **kwargs).arguments
@@ -238,13 +229,13 @@ class ReasoningEmbedder(SentenceTransformer):
         return embeddings[0] if single else embeddings
 
     @_with_reasoning_options(SentenceTransformer.encode_query)
-    def encode_query(self, *args: Any, reason: Reason | None = None, **kwargs: Any) -> Any:
-        """Embeds queries; thinks first unless ``reason`` is False or "auto". Else as ``encode``."""
+    def encode_query(self, *args: Any, reason: bool | None = None, **kwargs: Any) -> Any:
+        """Embeds queries; thinks first unless ``reason=False``. Arguments and results as in ``encode``."""
         return super().encode_query(*args, reason=True if reason is None else reason, **kwargs)
 
     @_with_reasoning_options(SentenceTransformer.encode_document)
-    def encode_document(self, *args: Any, reason: Reason | None = None, **kwargs: Any) -> Any:
-        """Embeds documents in one forward pass each; thinks only if ``reason`` is given. Else as ``encode``."""
+    def encode_document(self, *args: Any, reason: bool | None = None, **kwargs: Any) -> Any:
+        """Embeds documents in one forward pass each; thinks only if ``reason=True``. Else as ``encode``."""
         return super().encode_document(*args, reason=False if reason is None else reason, **kwargs)
 
     async def aencode_query(self, inputs: str | Sequence[str], **kwargs: Any) -> Any:
@@ -327,8 +318,6 @@ class ReasoningEmbedder(SentenceTransformer):
         """Writes a folder that the stock ``SentenceTransformer`` loads, direct mode, and this class loads whole."""
         super().save(path, *args, **kwargs)
         self.conversation.prompts.save(path)
-        if self.gate is not None:
-            self.gate.save(path)
         # The base class names our subclass of its Transformer; stock libraries must find their own.
         listing = Path(path) / "modules.json"
         modules = json.loads(listing.read_text(encoding="utf-8"))
@@ -347,7 +336,7 @@ class ReasoningEmbedder(SentenceTransformer):
         normalize_embeddings: bool,
         truncate_dim: int | None,
         device: str | torch.device | None = None,
-        reason: Reason | None = None,
+        reason: bool | None = None,
         max_reasoning_tokens: int | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -377,31 +366,19 @@ class ReasoningEmbedder(SentenceTransformer):
             self.eval()
             if not texts:
                 return torch.empty(0)
-            chosen = list(range(len(texts)))
-            if reason is not True:
+            if reason:
+                _, generations = self._think(texts, batch_size, max_reasoning_tokens, show_progress_bar)
+                states = torch.stack([generation.state for generation in generations])
+            else:
                 turns = self.conversation.direct_ids(texts)
                 with tqdm(total=len(turns), desc="Embedding", disable=not show_progress_bar) as bar:
                     states = decoding.embed(self.causal_lm, turns, batch_size=batch_size, progress=bar.update)
-                chosen = self._worth_thinking(states) if reason else []
-            if chosen:
-                asked = [texts[i] for i in chosen]
-                _, generations = self._think(asked, batch_size, max_reasoning_tokens, show_progress_bar)
-                thought = torch.stack([generation.state for generation in generations])
-                if len(chosen) == len(texts):
-                    states = thought
-                else:
-                    states[chosen] = thought
             embeddings = self._finish(states)
             if truncate_dim is not None:
                 embeddings = truncate_embeddings(embeddings, truncate_dim)
             if normalize_embeddings:
                 embeddings = nn.functional.normalize(embeddings, p=2, dim=1)
             return embeddings.cpu() if save_to_cpu else embeddings
-
-    def _worth_thinking(self, states: Tensor) -> list[int]:
-        """Rows of direct hidden states whose texts the gate would think about."""
-        gate = cast(Gate, self.gate)
-        return gate.thinks(nn.functional.normalize(states, dim=1)).nonzero().flatten().tolist()
 
     def _think(
         self, texts: list[str], batch_size: int, max_reasoning_tokens: int | None, show_progress_bar: bool

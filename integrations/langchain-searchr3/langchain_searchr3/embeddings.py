@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.utils import from_env
@@ -36,8 +36,8 @@ class SearchR3Embeddings(BaseModel, Embeddings):
     """``"cpu"``, ``"cuda"``, ``"mps"`` ...; None takes the best there is."""
     batch_size: PositiveInt = 32
     """Texts computed at once."""
-    reason_queries: bool | Literal["auto"] = True
-    """Whether ``embed_query`` thinks, "auto" for where that is likely to pay; documents never do."""
+    reason_queries: bool = True
+    """Whether ``embed_query`` thinks; documents never do."""
     max_reasoning_tokens: NonNegativeInt | None = None
     """Budget of generated tokens per query; None takes the checkpoint's."""
     normalize: bool = True

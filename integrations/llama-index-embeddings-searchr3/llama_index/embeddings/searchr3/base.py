@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, field_validator
@@ -32,9 +32,7 @@ class SearchR3Embedding(BaseEmbedding):
     model_name: str = Field(default="searchr3", description="searchr3 (packaged, offline), a folder, or a hub id.")
     device: str | None = Field(default=None, description="cpu, cuda, mps ...; None takes the best there is.")
     embed_batch_size: int = Field(default=32, gt=0, le=2048, description="Texts computed at once.")
-    reason_queries: bool | Literal["auto"] = Field(
-        default=True, description='Whether queries think, "auto" for where it is likely to pay; documents never do.'
-    )
+    reason_queries: bool = Field(default=True, description="Whether queries think; documents never do.")
     max_reasoning_tokens: int | None = Field(default=None, ge=0, description="Budget per query; None: checkpoint's.")
     normalize: bool = Field(default=True, description="Whether embeddings are scaled to length 1.")
     cache_folder: str | None = Field(default=None, description="Where hub downloads are kept.")
