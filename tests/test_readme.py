@@ -20,10 +20,11 @@ SHOWN = re.compile(r"^print\(.*\)\n((?:# .*\n?)+)", re.MULTILINE)
 MODULES = {
     *(
         f"training.{name}"
-        for name in ("base_model", "reasoning", "negatives", "sft", "evaluate", "curves", "ablation", "cloze")
+        for name in ("base_model", "reasoning", "negatives", "sft", "evaluate", "curves", "ablation", "cloze", "rl")
     ),
     "benchmarks",
     "benchmarks.fidelity",
+    "benchmarks.environment",
 }
 
 
