@@ -18,6 +18,7 @@ is what its documents would have cost alone, by the tokens in them and the measu
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import random
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
 from searchr3_embed import decoding
@@ -70,6 +72,7 @@ class Setting:
     queries: int
     group: int
     learning_rate: float
+    beta: float
     temperature: float
     seed: int
     environments: dict[str, dict[str, Any]]
@@ -112,6 +115,8 @@ class Policy:
         self.turns = dict(zip(documents, self._turns(documents, setting.document_tokens), strict=True))
         # No weight decay, and no dropout: all that moves the documents is the gradient.
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=setting.learning_rate, weight_decay=0.0)
+        # Without it the policy soon writes one thing only, and then no reward teaches or tells anything.
+        self.start = copy.deepcopy(self.model).requires_grad_(False) if setting.beta > 0 else None
         self.generator = torch.Generator(self.model.device).manual_seed(setting.seed)
         self.known: dict[str, np.ndarray] = {}
         self.seconds, self.tokens, self.asked = 0.0, 0, 0
@@ -168,21 +173,31 @@ class Policy:
                 line = slice(before - len(rollouts.prompts[i]), before + len(ends[i]))
                 ids[place, line], mask[place, line] = torch.tensor(rollouts.prompts[i] + ends[i]), 1
             ids, mask = ids.to(self.model.device), mask.to(self.model.device)
-            output = self.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),  # left padding, absolute positions
-                use_cache=False,
-                logits_to_keep=kept + 1,
-            )
-            # Tokens that inference bars stay in the denominator: a small bias, and no matter for drift.
-            logits = output.logits[:, -kept - 1 : -1].float() / self.setting.temperature
-            odds = logits.log_softmax(dim=-1).gather(2, ids[:, -kept:, None]).squeeze(2)
+            odds = self._log_probabilities(self.model, ids, mask, kept)
             weight = torch.tensor(advantage.reshape(-1)[rows], dtype=odds.dtype, device=odds.device)
-            (-(weight[:, None] * odds * mask[:, -kept:]).sum() / tokens).backward()
+            terms = -weight[:, None] * odds
+            if self.start is not None:
+                with torch.no_grad():
+                    apart = self._log_probabilities(self.start, ids, mask, kept)
+                # The estimator of TRL (Schulman 2020, http://joschu.net/blog/kl-approx.html).
+                terms = terms + self.setting.beta * ((apart - odds).exp() - (apart - odds) - 1)
+            ((terms * mask[:, -kept:]).sum() / tokens).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.known.clear()
+
+    def _log_probabilities(self, model: Any, ids: Tensor, mask: Tensor, kept: int) -> Tensor:
+        """Of the last ``kept`` tokens, shape (rows, kept)."""
+        output = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),  # left padding, absolute positions
+            use_cache=False,
+            logits_to_keep=kept + 1,
+        )
+        # Tokens that inference bars stay in the denominator: a small bias, and no matter for drift.
+        logits = output.logits[:, -kept - 1 : -1].float() / self.setting.temperature
+        return logits.log_softmax(dim=-1).gather(2, ids[:, -kept:, None]).squeeze(2)
 
 
 @dataclass(frozen=True)
@@ -321,7 +336,9 @@ def agreement(rows: Sequence[Mapping[str, Any]], group: int) -> dict[str, float]
         group: Rollouts of a query.
 
     Returns:
-        ``pearson``; ``signs``, the share of rollouts whose advantage has the right sign; ``rmse``; ``rollouts``.
+        ``pearson``; ``signs``, the share of rollouts whose advantage has the right sign, of the groups whose true
+        rewards differ, for all others teach nothing and agree by themselves; ``varied``, the share of those groups;
+        ``rmse``; ``rollouts``.
     """
     ours = np.array([row["rewards"] for row in rows], dtype=np.float64).reshape(-1, group)
     true = np.array([row["true"] for row in rows], dtype=np.float64).reshape(-1, group)
@@ -330,12 +347,15 @@ def agreement(rows: Sequence[Mapping[str, Any]], group: int) -> dict[str, float]
     for values in (ours, true):
         means = np.where(good, values, 0.0).sum(1, keepdims=True) / np.maximum(good.sum(1, keepdims=True), 1)
         above = np.where(good, values, 0.0) - means
-        signs.append(np.where(np.abs(above) < _ZERO, 0.0, np.sign(above))[good])
+        signs.append(np.where(np.abs(above) < _ZERO, 0.0, np.sign(above)))
+    teaching = (signs[1] != 0).any(axis=1)
+    counted = good & teaching[:, None]
     a, b = ours[good], true[good]
     varied = len(a) > 1 and a.std() > 0 and b.std() > 0
     return {
         "pearson": float(np.corrcoef(a, b)[0, 1]) if varied else float("nan"),
-        "signs": float((signs[0] == signs[1]).mean()) if len(a) else float("nan"),
+        "signs": float((signs[0] == signs[1])[counted].mean()) if counted.any() else float("nan"),
+        "varied": float(teaching.mean()),
         "rmse": float(np.sqrt(np.mean(np.square(a - b)))) if len(a) else float("nan"),
         "rollouts": len(a),
     }
@@ -409,18 +429,19 @@ def render(summary: Mapping[str, Any]) -> str:
     lines = [
         f"Model {setting['model']}, {summary['documents']} documents of {Path(setting['data']).name} (on average "
         f"{summary['tokens_per_document']:.0f} tokens), {setting['steps']} policy steps with AdamW at learning rate "
-        f"{setting['learning_rate']:g}, {setting['queries']} queries x {setting['group']} rollouts; compared with a "
-        f"full encoding at every step divisible by {setting['full_every']}. {env['cpu']}, {env['torch_threads']} "
-        f"threads; a full encoding takes {summary['seconds_full']:.1f} s.",
+        f"{setting['learning_rate']:g} and KL weight {setting['beta']:g}, {setting['queries']} queries x "
+        f"{setting['group']} rollouts; compared with a full encoding at every step divisible by "
+        f"{setting['full_every']}. {env['cpu']}, {env['torch_threads']} threads; a full encoding takes {summary['seconds_full']:.1f} s.",
         "",
-        "| environment | Pearson | sign of advantage | RMSE | documents a step | share | mean age | encoding, s | "
-        "times less | search, s | graph, s |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| environment | Pearson | sign of advantage | groups that vary | RMSE | documents a step | share | mean age "
+        "| encoding, s | times less | search, s | graph, s |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in summary["environments"]:
         less = "" if row["times_less_encoding"] is None else f"{row['times_less_encoding']:.1f}"
         lines.append(
-            f"| {row['name']} | {row['pearson']:.4f} | {100 * row['signs']:.2f} % | {row['rmse']:.5f} | "
+            f"| {row['name']} | {row['pearson']:.4f} | {100 * row['signs']:.2f} % | "
+            f"{100 * row['varied']:.0f} % | {row['rmse']:.5f} | "
             f"{row['refreshed']:.0f} | {100 * row['share_refreshed']:.2f} % | {row['staleness']:.1f} | "
             f"{row['seconds_encoding']:.2f} | {less} | {row['seconds_search']:.3f} | {row['seconds_graph']:.3f} |"
         )
@@ -485,6 +506,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--queries", type=int, default=8, help="queries a step (default: 8)")
     parser.add_argument("--group", type=int, default=8, help="rollouts a query (default: 8)")
     parser.add_argument("--learning-rate", type=float, default=2e-5, help="default: 2e-5")
+    parser.add_argument("--beta", type=float, default=0.02, help="weight of the KL to the start (default: 0.02)")
     parser.add_argument("--temperature", type=float, default=1.0, help="default: 1.0")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--save-every", type=int, default=10, help="steps between states to go on from (default: 10)")
@@ -503,6 +525,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     if args.group < 2:
         parser.error(f"--group must be at least 2, or there is nothing to compare with, got {args.group}")
+    if args.beta < 0:
+        parser.error(f"--beta must be at least 0, got {args.beta}")
     if min(*args.budgets, args.max_age) < 0:
         parser.error(f"--budgets and --max-age must be at least 0, got {args.budgets} and {args.max_age}")
     if args.threads:
@@ -523,8 +547,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     setting = Setting(
         data=str(args.data), records=str(args.train_records), model=args.model, steps=args.steps,
         documents=args.documents, document_tokens=args.document_tokens, full_every=args.full_every,
-        queries=args.queries, group=args.group, learning_rate=args.learning_rate, temperature=args.temperature,
-        seed=args.seed, environments=environments,
+        queries=args.queries, group=args.group, learning_rate=args.learning_rate, beta=args.beta,
+        temperature=args.temperature, seed=args.seed, environments=environments,
     )  # fmt: skip
     try:
         corpus = draw(args.data, args.train_records, args.documents, (args.steps + 1) * args.queries, args.seed)

@@ -79,11 +79,16 @@ def test_agreement_by_hand() -> None:
     nan = float("nan")
     rows = [{"rewards": [0.1, 0.3, 0.2, 0.5, 0.5, 0.5], "true": [0.1, 0.3, 0.4, 0.5, 0.5, 0.5]}]
     found = benchmark.agreement(rows, 3)
-    # Group 1: means 0.2 and 0.2667; the third is on the mean in one and above it in the other. Group 2: all zero.
-    assert found["signs"] == pytest.approx(5 / 6) and found["rollouts"] == 6
+    # Group 1: means 0.2 and 0.2667; the third is on the mean in one and above it in the other. Group 2 teaches nothing
+    # and is left out: else a policy that writes one thing only would agree by itself.
+    assert found["signs"] == pytest.approx(2 / 3) and found["rollouts"] == 6 and found["varied"] == 0.5
     assert found["rmse"] == pytest.approx(np.sqrt(0.04 / 6))
     failed = [{"rewards": [0.1, nan, 0.2], "true": [0.1, nan, 0.2]}]
-    assert benchmark.agreement(failed, 3) | {"pearson": 1.0} == {"pearson": 1, "signs": 1, "rmse": 0, "rollouts": 2}
+    assert benchmark.agreement(failed, 3) | {"pearson": 1.0} == {
+        "pearson": 1, "signs": 1, "varied": 1, "rmse": 0, "rollouts": 2,
+    }  # fmt: skip
+    same = benchmark.agreement([{"rewards": [0.1, 0.2, 0.3], "true": [0.5, 0.5, 0.5]}], 3)
+    assert np.isnan(same["signs"]) and same["varied"] == 0
     assert benchmark.agreement([{"rewards": [nan] * 3, "true": [nan] * 3}], 3)["rollouts"] == 0
 
 
