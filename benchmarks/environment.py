@@ -431,7 +431,8 @@ def render(summary: Mapping[str, Any]) -> str:
         f"{summary['tokens_per_document']:.0f} tokens), {setting['steps']} policy steps with AdamW at learning rate "
         f"{setting['learning_rate']:g} and KL weight {setting['beta']:g}, {setting['queries']} queries x "
         f"{setting['group']} rollouts; compared with a full encoding at every step divisible by "
-        f"{setting['full_every']}. {env['cpu']}, {env['torch_threads']} threads; a full encoding takes {summary['seconds_full']:.1f} s.",
+        f"{setting['full_every']}. {env['cpu']}, {env['torch_threads']} threads; a full encoding takes "
+        f"{summary['seconds_full']:.1f} s.",
         "",
         "| environment | Pearson | sign of advantage | groups that vary | RMSE | documents a step | share | mean age "
         "| encoding, s | times less | search, s | graph, s |",
