@@ -157,16 +157,17 @@ def test_every_step_is_logged_in_full(finished: Path) -> None:
 
 @pytest.mark.parametrize("tokens", [None, 30])
 @pytest.mark.parametrize("name", ["mini", "qwen2"])
-def test_padding_does_not_change_log_probabilities(
+def test_neither_padding_nor_shared_prompts_change_log_probabilities(
     name: str, tokens: int | None, request: pytest.FixtureRequest
 ) -> None:
-    """Left padding moves absolute positions unless they come from the mask."""
+    """Left padding moves absolute positions; rollouts of one prompt are read in one row, blind to each other."""
     model = AutoModelForCausalLM.from_pretrained(request.getfixturevalue(f"{name}_checkpoint"))
     model.eval()
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(10, 300, (length,), generator=generator).tolist() for length in (3, 17, 9)]
-    answers = [torch.randint(10, 300, (length,), generator=generator).tolist() for length in (6, 1, 4)]
-    ids, mask = torch.zeros(3, 23, dtype=torch.long), torch.zeros(3, 23, dtype=torch.long)
+    prompts += [prompts[1], prompts[0], prompts[1]]
+    answers = [torch.randint(10, 300, (length,), generator=generator).tolist() for length in (6, 1, 4, 3, 1, 6)]
+    ids, mask = torch.zeros(6, 23, dtype=torch.long), torch.zeros(6, 23, dtype=torch.long)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         ids[row, 17 - len(prompt) : 17 + len(answer)] = torch.tensor(prompt + answer)
         mask[row, 17 - len(prompt) : 17 + len(answer)] = 1
@@ -335,6 +336,39 @@ def test_rollouts_are_told_from_the_hardest_documents_of_the_corpus(
             torch.testing.assert_close(cosines[others], cosines.topk(3).values, atol=1e-4, rtol=1e-4)
     assert closed > 4, "the test needs rollouts that closed"
     assert log_of(tmp_path / "run")[0]["memory"] > 0
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.02])
+def test_direct_embeddings_are_held_where_stage_1_left_them(
+    beta: float, ready: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def record(vectors: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        seen.append((vectors.detach(), targets))
+        return plain(vectors, targets)
+
+    plain = policy.losses.distance
+    monkeypatch.setattr(policy.losses, "distance", record)
+    run(tmp_path, **settings(ready, data, tmp_path / "run", max_steps=2, hold_weight=1.0, beta=beta))
+    model = ReasoningEmbedder(str(ready), device="cpu")
+    task = rl.read_task(parse("", ["--config", str(tmp_path / "config.yaml")])[0])[0]
+    queries = torch.tensor(model.encode_document(list(task.positives)))
+    documents = torch.tensor(model.encode_document(task.documents))
+    for vectors, targets in seen:
+        assert not targets.requires_grad and vectors.shape == targets.shape
+        half = len(targets) // 2
+        for query, document in zip(targets[:half], targets[half:], strict=True):
+            numbers = [
+                int((known - row).abs().sum(dim=1).argmin())
+                for known, row in ((queries, query), (documents, document))
+            ]
+            torch.testing.assert_close(queries[numbers[0]], query, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(documents[numbers[1]], document, atol=1e-4, rtol=1e-4)
+            assert numbers[1] in list(task.positives.values())[numbers[0]]
+    assert (seen[0][0] - seen[0][1]).abs().max() < 1e-5
+    assert (seen[-1][0] - seen[-1][1]).abs().max() > 1e-5
+    assert [row["hold"] > 1e-8 for row in log_of(tmp_path / "run") if "hold" in row] == [False, True]
 
 
 def test_the_memory_loss_is_a_cross_entropy() -> None:

@@ -8,9 +8,10 @@ log-probabilities are computed here, so that the policy that is trained is the o
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from training.runs import EmbedderRun, without_wrapper
 
 # Cosine above which a document that nobody judged says what the positive says.
 NEARLY_EQUAL = 0.9
+# Rollouts share a prompt in rows of at most so many tokens: what a row is blind to is computed all the same.
+_LONGEST_TREE = 1024
 
 
 def retrieval(score: list[float], **kwargs: Any) -> list[float | None]:
@@ -45,6 +48,8 @@ class PolicyTrainer(EmbedderRun, GRPOTrainer):
         contrast: Weight of the contrastive loss beside the policy's, and its temperature.
         memory_weight: Weight of the contrastive loss of the rollouts against the environment's vectors; it needs
             ``rollouts.negatives`` and has the same temperature.
+        hold_weight: Weight of the distance of direct embeddings to those of the stage-1 model.
+        start: The stage-1 model for that, where neither adapters nor a reference model for the KL give it.
         **kwargs: As of ``GRPOTrainer``.
     """
 
@@ -55,11 +60,15 @@ class PolicyTrainer(EmbedderRun, GRPOTrainer):
         dev_sets: Sequence[BeirData],
         contrast: tuple[float, float],
         memory_weight: float = 0.0,
+        hold_weight: float = 0.0,
+        start: PreTrainedModel | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(reward_funcs=retrieval, rollout_func=rollouts, **kwargs)
         self.rollouts, self.conversation, self.contrast = rollouts, rollouts.conversation, contrast
-        self.memory_weight = memory_weight
+        self.memory_weight, self.hold_weight, self.start = memory_weight, hold_weight, start
+        if start is not None:
+            start.to(self.accelerator.device).eval().requires_grad_(False)
         self.closing: Tensor | None = None
         self.dev_sets = list(dev_sets)
         self.names = {query: number for number, query in enumerate(rollouts.task.positives)}
@@ -143,6 +152,10 @@ class PolicyTrainer(EmbedderRun, GRPOTrainer):
             self.closing = None
             self._metrics["train"]["memory"].append(float(value.detach()))
             loss = loss + self.memory_weight * value / self.current_gradient_accumulation_steps
+        if self.hold_weight > 0:
+            value = self._hold_loss(model, inputs)
+            self._metrics["train"]["hold"].append(float(value.detach()))
+            loss = loss + self.hold_weight * value / self.current_gradient_accumulation_steps
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"The loss of step {self.state.global_step} is {float(loss)}. A lower learning_rate, a smaller "
@@ -152,34 +165,66 @@ class PolicyTrainer(EmbedderRun, GRPOTrainer):
 
     def _contrast_loss(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         """InfoNCE of the queries, direct and after their finished rollouts, against one document for each query."""
-        task, talk = self.rollouts.task, self.conversation
-        numbers = inputs["query"].unique().tolist()
+        turns, numbers, chosen = self._direct_turns(inputs)
         place = {number: i for i, number in enumerate(numbers)}
-        queries = [list(task.positives)[number] for number in numbers]
-        answers = [task.positives[query] for query in queries]
-        # Another positive at every step; the choice needs no random state.
-        chosen = [rows[self.state.global_step % len(rows)] for rows in answers]
-        bodies = [body[: self.rollouts.query_length] for body in talk.text_ids(queries)]
-        texts = [body[: self.rollouts.document_length] for body in talk.text_ids([task.documents[i] for i in chosen])]
-        turns = talk.direct_turns(bodies) + talk.direct_turns(texts)
+        answers = [list(self.rollouts.task.positives.values())[number] for number in numbers]
         gold = list(range(len(numbers)))
         parts = (inputs["prompt_ids"], inputs["prompt_mask"], inputs["completion_ids"], inputs["completion_mask"])
         for number, prompt, before, completion, after in zip(inputs["query"].tolist(), *parts, strict=True):
             ids = completion[after.bool()].tolist()
-            if ids and ids[-1] == talk.embed_token_id:
+            if ids and ids[-1] == self.conversation.embed_token_id:
                 turns.append(prompt[before.bool()].tolist() + ids)
                 gold.append(place[number])
-        ids = pad(turns)[0].to(self.accelerator.device)
-        with self.accelerator.autocast():
-            output = model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1)
-        last = torch.tensor([len(turn) - 1 for turn in turns], device=ids.device)
-        vectors = F.normalize(
-            output.hidden_states[-1][torch.arange(len(turns), device=ids.device), last].float(), dim=-1
-        )
+        vectors = self._embedded(model, turns)
         asked = torch.cat([vectors[: len(numbers)], vectors[2 * len(numbers) :]])
-        right = torch.tensor([[i in rows for i in chosen] for rows in answers], device=ids.device)
-        goal = torch.tensor(gold, device=ids.device)
+        right = torch.tensor([[i in rows for i in chosen] for rows in answers], device=vectors.device)
+        goal = torch.tensor(gold, device=vectors.device)
         return losses.info_nce(asked, vectors[len(numbers) : 2 * len(numbers)], goal, right[goal], self.contrast[1])
+
+    def _hold_loss(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Distance of the queries and of one document for each to where stage 1 embeds them, all direct."""
+        turns = self._direct_turns(inputs)[0]
+        with torch.no_grad(), self._stage_1(model) as frozen:
+            targets = self._embedded(frozen, turns)
+        return losses.distance(self._embedded(model, turns), targets)
+
+    def _direct_turns(self, inputs: Mapping[str, Tensor]) -> tuple[list[list[int]], list[int], list[int]]:
+        """Direct turns of the queries of a batch, then of a positive of each; the queries' and documents' numbers."""
+        task, talk = self.rollouts.task, self.conversation
+        numbers = inputs["query"].unique().tolist()
+        queries = [list(task.positives)[number] for number in numbers]
+        # Another positive at every step; the choice needs no random state.
+        chosen = [rows[self.state.global_step % len(rows)] for rows in map(task.positives.__getitem__, queries)]
+        bodies = [body[: self.rollouts.query_length] for body in talk.text_ids(queries)]
+        texts = [body[: self.rollouts.document_length] for body in talk.text_ids([task.documents[i] for i in chosen])]
+        return talk.direct_turns(bodies) + talk.direct_turns(texts), numbers, chosen
+
+    def _embedded(self, model: Any, turns: Sequence[Sequence[int]]) -> Tensor:
+        """Unit float32 rows, the state at the last token of each turn."""
+        device = self.accelerator.device
+        # Processes that talk to one another in a forward pass must make equally many.
+        alone = self.accelerator.num_processes == 1
+        tokens = decoding.tokens_per_forward(model) if alone else len(turns) * max(map(len, turns))
+        vectors: list[Tensor] = [torch.empty(0)] * len(turns)
+        for rows in chunks_by_length(turns, tokens):
+            ids = pad([turns[row] for row in rows])[0].to(device)
+            with self.accelerator.autocast():
+                output = model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1)
+            last = torch.tensor([len(turns[row]) - 1 for row in rows], device=device)
+            states = output.hidden_states[-1][torch.arange(len(rows), device=device), last]
+            for row, vector in zip(rows, F.normalize(states.float(), dim=-1), strict=True):
+                vectors[row] = vector
+        return torch.stack(vectors)
+
+    @contextlib.contextmanager
+    def _stage_1(self, model: Any) -> Iterator[Any]:
+        """The model as it was before this stage."""
+        frozen = self.start if self.start is not None else self.ref_model
+        if frozen is not None:
+            yield frozen
+            return
+        with self.accelerator.unwrap_model(model).disable_adapter():
+            yield model
 
 
 def fused_head_is_right(model: PreTrainedModel) -> bool:
@@ -229,8 +274,7 @@ def log_probabilities(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities of the last ``kept`` tokens, and the entropies of the distributions they were chosen from.
 
-    Rows are moved to the left: without padding before it, a causal model needs neither a mask nor positions. The head
-    is asked for the tokens that were written, not for padding.
+    A prompt that several rows share is read once. The head is asked for the tokens that were written, not for padding.
 
     Args:
         model: A causal language model, in its wrappers or not.
@@ -247,12 +291,13 @@ def log_probabilities(
         Two float32 tensors of shape (rows, kept), 0 at padding, and the state at the last token of each row, shape
         (rows, dimension): the embedding, where that token is the embed token.
     """
-    turns = [row[here].tolist() for row, here in zip(ids, mask.bool(), strict=True)]
-    states, first = _states(model, turns, tokens, ids.device)
-    completion, written = ids[:, -kept:], mask[:, -kept:].bool()
+    length = ids.shape[1] - kept
+    prompts = [row[here].tolist() for row, here in zip(ids[:, :length], mask[:, :length].bool(), strict=True)]
+    answers = [row[here].tolist() for row, here in zip(ids[:, length:], mask[:, length:].bool(), strict=True)]
+    states, before, last = _states(model, prompts, answers, tokens, ids.device)
+    completion, written = ids[:, length:], mask[:, length:].bool()
     rows, places = written.nonzero(as_tuple=True)
-    prompt_lengths = mask[:, :-kept].sum(dim=1)
-    logits = head(states[first[rows] + prompt_lengths[rows] + places - 1]).float() / temperature
+    logits = head(states[before]).float() / temperature
     if distinct:
         earlier = torch.arange(kept, device=ids.device) < places[:, None]
         token, place = earlier.nonzero(as_tuple=True)
@@ -265,25 +310,73 @@ def log_probabilities(
     chosen = nothing.index_put((rows, places), odds.gather(1, completion[written][:, None]).squeeze(1))
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = nothing.index_put((rows, places), -(odds.exp() * odds).sum(dim=-1))
-    return chosen, entropy, states[first + mask.sum(dim=1) - 1]
+    return chosen, entropy, states[last]
 
 
 def _states(
-    model: Any, turns: Sequence[Sequence[int]], tokens: int | None, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Last hidden states of all tokens one after another, shape (tokens, dimension), and where each turn begins."""
-    everything = len(turns) * max(map(len, turns))
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    tokens: int | None,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Last hidden states of rows that are read as trees: what has the same prompt shares it.
+
+    A prompt and the answers to it stand in one row, each answer at the positions behind the prompt, blind to the
+    answers before it. So the rollouts of a group cost one prompt, forward and backward.
+
+    Returns:
+        States one after another, shape (any number, dimension); the numbers in them of those before each token of each
+        answer, answer after answer; and the number of the state at the last token of each answer (of its prompt, where
+        there is no answer).
+    """
+    groups: list[list[int]] = []
+    trees: list[list[int]] = []
+    open_tree: dict[tuple[int, ...], int] = {}
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        number = open_tree.get(tuple(prompt))
+        if number is None or len(trees[number]) + len(answer) > _LONGEST_TREE:
+            number = open_tree[tuple(prompt)] = len(trees)
+            groups.append([])
+            trees.append([*prompt])
+        groups[number].append(row)
+        trees[number] += answer
     states: list[Tensor] = []
-    order: list[int] = []
-    for rows in chunks_by_length(turns, tokens or everything):
-        ids = pad([turns[row] for row in rows])[0].to(device)
-        output = model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1).hidden_states[-1]
-        states += [state[: len(turns[row])] for state, row in zip(output, rows, strict=True)]
-        order += rows
-    starts = torch.tensor([0, *(len(turns[row]) for row in order)], device=device).cumsum(0)[:-1]
-    first = torch.empty_like(starts)
-    first[torch.tensor(order, device=device)] = starts
-    return torch.cat(states), first
+    before: list[list[int]] = [[] for _ in prompts]
+    last = [0] * len(prompts)
+    start = 0
+    for chunk in chunks_by_length(trees, tokens or len(trees) * max(map(len, trees))):
+        ids = pad([trees[number] for number in chunk])[0]
+        positions = torch.zeros_like(ids)
+        # Which answer a token belongs to; 0 is the prompt, -1 padding, which may look at itself.
+        branch = torch.full_like(ids, -1)
+        for place, number in enumerate(chunk):
+            length = end = len(prompts[groups[number][0]])
+            branch[place, :end] = 0
+            positions[place, :end] = torch.arange(end)
+            offset = start + place * ids.shape[1]
+            for name, row in enumerate(groups[number], start=1):
+                begin, end = end, end + len(answers[row])
+                branch[place, begin:end] = name
+                positions[place, begin:end] = torch.arange(length, length + end - begin)
+                places = [length - 1, *range(begin, end)]
+                before[row] = [offset + i for i in places[:-1]]
+                last[row] = offset + places[-1]
+        start += ids.numel()
+        seen = (branch[:, None] == branch[:, :, None]) | (branch[:, None] == 0)
+        hidden = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).triu(1) | ~seen
+        mask = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)[:, None]
+        output = model(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            position_ids=positions.to(device),
+            use_cache=False,
+            output_hidden_states=True,
+            logits_to_keep=1,
+        )
+        states.append(output.hidden_states[-1].flatten(0, 1))
+    flat = [place for places in before for place in places]
+    return torch.cat(states), torch.tensor(flat, device=device), torch.tensor(last, device=device)
 
 
 class _Clock(TrainerCallback):

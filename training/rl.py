@@ -174,17 +174,22 @@ def train(args: RLArguments, model_args: ModelConfig) -> Path:
         batch_size=args.rollout_batch_size,
         negatives=args.memory_negatives if args.memory_weight > 0 else 0,
     )
+    peft_config = get_peft_config(model_args)
+    # Adapters can be switched off, and the KL has a copy of the stage-1 model already.
+    copied = args.hold_weight > 0 and peft_config is None and args.beta == 0
     trainer = PolicyTrainer(
         rollouts=rollouts,
         dev_sets=sets,
         contrast=(args.contrast_weight, args.tau),
         memory_weight=args.memory_weight,
+        hold_weight=args.hold_weight,
+        start=load_base(folder, None, **kwargs)[0] if copied else None,
         model=model,
         args=args,
         train_dataset=datasets.Dataset.from_dict({"prompt": order}),
         eval_dataset=datasets.Dataset.from_dict({"prompt": [data.name for data in sets]}) if sets else None,
         processing_class=processing,
-        peft_config=get_peft_config(model_args),
+        peft_config=peft_config,
     )
     start = last_checkpoint(out)
     if start is not None:

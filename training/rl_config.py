@@ -77,6 +77,13 @@ class RLArguments(GRPOConfig):
     memory_negatives: int = dataclasses.field(
         default=16, metadata={"help": "Hardest negatives of a rollout in that loss (ours)."}
     )
+    hold_weight: float = dataclasses.field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the distance of direct embeddings (queries, and a document for each) to those of the "
+            "stage-1 model: what thinking learns must not move the documents (ours)."
+        },
+    )
     tau: float = dataclasses.field(default=0.05, metadata={"help": "Temperature of both InfoNCE losses (ours)."})
     average_with_start: float = dataclasses.field(
         default=0.0, metadata={"help": "Share of the stage-1 weights in the exported model (ours)."}
@@ -123,7 +130,7 @@ class RLArguments(GRPOConfig):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}.")
         if not 0 <= self.average_with_start <= 1:
             raise ValueError(f"average_with_start must be from 0 to 1, got {self.average_with_start!r}.")
-        for name in ("contrast_weight", "memory_weight"):
+        for name in ("contrast_weight", "memory_weight", "hold_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)!r}.")
         changed = {"top_p": (1.0,), "top_k": (0, None), "min_p": (None,), "repetition_penalty": (1.0,)}
