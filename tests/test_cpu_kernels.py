@@ -47,6 +47,24 @@ def test_products_equal_the_stock_ones(rows: int, inputs: int, outputs: int, bia
 
 
 @needs_onednn
+@given(rows=st.integers(1, 70), inputs=st.integers(1, 65), outputs=st.integers(1, 65))
+def test_what_follows_a_product_is_computed_with_it(rows: int, inputs: int, outputs: int) -> None:
+    layer = nn.Linear(inputs, outputs)
+    fast = copy.deepcopy(layer)
+    fast.__class__ = cpu_kernels.OneDnnLinear
+    values, more = torch.randn(2, rows, inputs), torch.randn(2, rows, outputs)
+    with torch.no_grad():
+        expected = layer(values)
+        for one in (layer, fast):
+            for options, wanted in (
+                ({}, expected),
+                ({"gelu": True}, nn.functional.gelu(expected)),
+                ({"add": more}, expected + more),
+            ):
+                torch.testing.assert_close(cpu_kernels.product(one, values, **options), wanted, rtol=1e-4, atol=1e-5)
+
+
+@needs_onednn
 def test_layers_keep_their_names_values_copies_and_pickles(faster: None) -> None:
     layer = fast_layer()
     assert type(layer) is cpu_kernels.OneDnnLinear and list(layer.state_dict()) == ["weight", "bias"]
@@ -104,7 +122,7 @@ def test_the_faster_one_is_taken(monkeypatch: pytest.MonkeyPatch, seconds: list[
 def test_a_wrong_result_is_never_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([1.0, 0.1])
     monkeypatch.setattr(cpu_kernels, "least_seconds", lambda call: next(times))
-    monkeypatch.setattr(cpu_kernels, "_onednn", lambda x, w, b: nn.functional.linear(x, w, b) + 0.01)
+    monkeypatch.setattr(cpu_kernels, "_onednn", lambda x, w, b, act: nn.functional.linear(x, w, b) + 0.01)
     assert not cpu_kernels.onednn_is_faster.__wrapped__()
 
 

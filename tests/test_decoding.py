@@ -170,9 +170,9 @@ def test_reading_ahead_never_leaves_the_positions(
     places: list[int] = []
     plain = decoding._forward
 
-    def watched(model: PreTrainedModel, ids: torch.Tensor, mask: Any, positions: Any, slots: Any) -> torch.Tensor:
+    def watched(model: PreTrainedModel, ids: torch.Tensor, mask: Any, positions: Any, *rest: Any) -> torch.Tensor:
         places.append(ids.shape[1] - 1 if positions is None else int(positions.max()))
-        return plain(model, ids, mask, positions, slots)
+        return plain(model, ids, mask, positions, *rest)
 
     monkeypatch.setattr(decoding, "_forward", watched)
     prompts = [[5 + i % 7 for i in range(limit - 4)] for _ in range(decoding._FEW_ROWS + 2)]

@@ -137,6 +137,8 @@ def test_the_policy_learns_what_is_rewarded(finished: Path, start: Path) -> None
     before = json.loads((start / "generation_config.json").read_text())
     after = json.loads((finished / "model" / "generation_config.json").read_text())
     assert before.get("eos_token_id") == after.get("eos_token_id")
+    # It was trained on shorter documents than it reads.
+    assert model.max_seq_length == ReasoningEmbedder(str(start), device="cpu").max_seq_length > 60
 
 
 def test_every_step_is_logged_in_full(finished: Path) -> None:

@@ -20,12 +20,15 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
+from searchr3_embed import bert_decoder
 from searchr3_embed.likeliest import bar, rough_head
 
 # A shared beginning shorter than this is cheaper to compute again than to keep apart.
 _LEAST_SHARED_PREFIX = 16
 # Tokens of one forward pass. On a CPU what a thread computes should stay in its cache; a GPU must be filled.
 _TOKENS_PER_THREAD, _TOKENS_ELSEWHERE = 1024, 65536
+# A pass of this share of them is large enough to end before rows that are much shorter.
+_LEAST_SHARE, _MUCH_SHORTER = 0.25, 0.8
 # Where rows are few, each also reads the embed token ahead, in case it is next: that costs little and saves a step.
 _FEW_ROWS = 8
 # Waiting rows enter when this share of the slots is free: one prefill for several rows is cheaper than one for each.
@@ -74,14 +77,15 @@ def embed(
     """
     states = torch.empty(len(turns), model.config.hidden_size, dtype=torch.float32, device=model.device)
     prefix = _shared_prefix(turns)
+    lean = bert_decoder.fits(model)
     slots = None
     for rows in _chunks(turns, batch_size, tokens_per_forward(model)):
         bodies = [turns[row][len(prefix) :] for row in rows]
         if prefix and slots is None:
             # The first chunk holds the longest turn.
             slots = _Slots(model, min(batch_size, len(turns)), len(prefix) + len(bodies[0]))
-            slots.fill_prefix(model, prefix)
-        states[rows] = _read(model, bodies, slots, first_slot=0)[:, 0].float()
+            slots.fill_prefix(model, prefix, lean)
+        states[rows] = _read(model, bodies, slots, 0, lean)[:, 0].float()
         if progress is not None:
             progress(len(rows))
     return states
@@ -132,7 +136,8 @@ def think(
     stops = torch.tensor(sorted(set(stop_token_ids) - {embed_token_id}), dtype=torch.long, device=model.device)
     # The budget, the embed token, and one place behind it, which is read ahead for nothing.
     slots = _Slots(model, min(batch_size, len(prompts)), len(prompts[order[0]]) + max_new_tokens + 2)
-    slots.fill_prefix(model, prefix)
+    lean = bert_decoder.fits(model)
+    slots.fill_prefix(model, prefix, lean)
     batch = _Rows(slots, max_new_tokens, model.device, log_probabilities)
     results: dict[int, Generation] = {}
 
@@ -187,7 +192,7 @@ def think(
                 bodies = [prompts[row][len(prefix) :] for row in rows]
                 rows += [row for _, row in copies]
                 first = batch.enter(rows, [len(prompts[row]) for row in rows])
-                states = _read(model, bodies, slots, first, ahead)
+                states = _read(model, bodies, slots, first, lean, ahead)
                 if copies:
                     source = torch.tensor([place for place, _ in copies], device=states.device)
                     slots.move(first + source, torch.arange(first + len(bodies), batch.count, device=states.device))
@@ -199,7 +204,7 @@ def think(
             if not batch.count:
                 continue
         ahead = [embed_token_id] if batch.count <= _FEW_ROWS else []
-        states = _step(model, batch, slots, ahead)
+        states = _step(model, batch, slots, lean, ahead)
         kept = leave(states[:, 0], 0)
         states = states if kept is None else states[kept]
         if batch.count:
@@ -265,13 +270,14 @@ class _Slots(Cache):
         """Sets where the next forward pass writes and how far it may look back."""
         self.target_rows, self.target_places, self.end, self.written = rows, places, end, written
 
-    def fill_prefix(self, model: PreTrainedModel, prefix: Sequence[int]) -> None:
+    def fill_prefix(self, model: PreTrainedModel, prefix: Sequence[int], lean: bool) -> None:
         """Computes the shared beginning once and puts it into every slot, where it stays."""
         if not prefix:
             return
         length = len(prefix)
         self.aim(slice(0, 1), slice(0, length), length, length)
-        _forward(model, torch.tensor([list(prefix)], device=model.device), None, None, self)
+        ids = torch.tensor([list(prefix)], device=model.device)
+        _forward(model, ids, None, None, self, lean, ids.new_empty(1, 0))
         for stored in self.tensors():
             stored[1:, :, :length] = stored[:1, :, :length]
         self.prefix_length = length
@@ -381,6 +387,7 @@ def _read(
     bodies: Sequence[Sequence[int]],
     slots: _Slots | None,
     first_slot: int,
+    lean: bool,
     ahead: Sequence[int] = (),
 ) -> Tensor:
     """Reads several rows at once, and behind each of them the tokens ``ahead``, for which no place is taken.
@@ -403,11 +410,10 @@ def _read(
             mask = _additive(places[None, :] <= places[begin:, None], slots)[None, None]
             mask = mask.expand(len(bodies), -1, -1, -1)
             positions = places[begin:].expand(len(bodies), -1)
-    hidden = _forward(model, ids, mask, positions, slots)
-    return hidden[torch.arange(len(bodies), device=model.device)[:, None], last]
+    return _forward(model, ids, mask, positions, slots, lean, last)
 
 
-def _step(model: PreTrainedModel, batch: _Rows, slots: _Slots, ahead: Sequence[int]) -> Tensor:
+def _step(model: PreTrainedModel, batch: _Rows, slots: _Slots, lean: bool, ahead: Sequence[int]) -> Tensor:
     """Feeds the next token of every row, and behind it those ``ahead``, whose places the next step writes again.
 
     Returns:
@@ -423,20 +429,32 @@ def _step(model: PreTrainedModel, batch: _Rows, slots: _Slots, ahead: Sequence[i
     mask = _additive(torch.arange(end, device=ids.device) <= at[:, :, None], slots)[:, None]
     # Nothing follows the embed token, so what is read ahead of it may lie beyond the last position there is.
     positions = torch.where(ids[:, :1] == behind[:, :1], at[:, :1], at) if len(ahead) else at
-    hidden = _forward(model, ids, mask, positions, slots)
+    hidden = _forward(model, ids, mask, positions, slots, lean)
     batch.lengths[:count] += 1
     batch.longest += 1
     return hidden
 
 
 def _forward(
-    model: PreTrainedModel, ids: Tensor, mask: Tensor | None, positions: Tensor | None, slots: _Slots | None
+    model: PreTrainedModel,
+    ids: Tensor,
+    mask: Tensor | None,
+    positions: Tensor | None,
+    slots: _Slots | None,
+    lean: bool,
+    wanted: Tensor | None = None,
 ) -> Tensor:
-    """Hidden states after the final norm, (rows, tokens, hidden size); the LM head is left out."""
+    """Hidden states after the final norm at the places wanted (None: all), (rows, places, hidden size).
+
+    ``lean`` says that the model fits ``bert_decoder``.
+    """
+    if lean:
+        return bert_decoder.states(model, ids, mask, positions, slots, wanted)
     output = model.base_model(
         input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=slots, use_cache=slots is not None
     )
-    return output.last_hidden_state
+    hidden = output.last_hidden_state
+    return hidden if wanted is None else hidden[torch.arange(len(ids), device=ids.device)[:, None], wanted]
 
 
 def _additive(allowed: Tensor, slots: _Slots) -> Tensor:
@@ -469,13 +487,21 @@ def tokens_per_forward(model: PreTrainedModel) -> int:
 
 
 def _chunks(turns: Sequence[Sequence[int]], most_rows: int, most_tokens: int) -> list[list[int]]:
-    """Row numbers, longest first, cut into passes of at most ``most_rows`` rows and ``most_tokens`` padded tokens."""
+    """Row numbers, longest first, cut into passes of at most ``most_rows`` rows and ``most_tokens`` padded tokens.
+
+    A pass that is large enough ends where the rows become much shorter, so that little padding is computed.
+    """
     order = sorted(range(len(turns)), key=lambda row: -len(turns[row]))
-    chunks, start = [], 0
-    while start < len(order):
-        rows = min(most_rows, max(1, most_tokens // len(turns[order[start]])))
-        chunks.append(order[start : start + rows])
-        start += rows
+    chunks: list[list[int]] = []
+    for row in order:
+        if chunks:
+            rows = len(chunks[-1])
+            longest = len(turns[chunks[-1][0]])
+            enough = rows * longest >= _LEAST_SHARE * most_tokens and len(turns[row]) < _MUCH_SHORTER * longest
+            if rows < most_rows and (rows + 1) * longest <= most_tokens and not enough:
+                chunks[-1].append(row)
+                continue
+        chunks.append([row])
     return chunks
 
 
