@@ -111,7 +111,8 @@ def conversation_of(tokenizer: PreTrainedTokenizerBase, prompts: Any, config: An
             f"{args.max_completion_length} make turns of {longest}, and document_length {args.document_length} of "
             f"{args.document_length + talk.direct_overhead}; lower them."
         )
-    talk.max_length = min(positions, max(args.document_length, args.query_length) + talk.direct_overhead)
+    # What the model reads of a text is the stage-1 model's affair; this stage only trains on less of it.
+    talk.max_length = min(positions, tokenizer.model_max_length)
     return talk
 
 
