@@ -116,6 +116,10 @@ def test_only_plain_decoders_in_evaluation_mode_fit(
         hooked = fresh()
         part(hooked).register_forward_hook(lambda *args: None)
         assert not bert_decoder.fits(hooked)
+    # Hidden states were asked for once; the hooks that this leaves behind do nothing.
+    watched = fresh()
+    watched(torch.tensor([[5, 6, 7]]), output_hidden_states=True)
+    assert any(module._forward_hooks for module in watched.base_model.modules()) and bert_decoder.fits(watched)
     both_ways = fresh()
     both_ways.config.is_decoder = False
     assert not bert_decoder.fits(both_ways)

@@ -26,6 +26,8 @@ _KNOWN = {
     *(bert.BertSelfAttention, bert.BertSelfOutput, bert.BertIntermediate, bert.BertOutput, GELUActivation),
     *(nn.Linear, OneDnnLinear, nn.LayerNorm, nn.Embedding, nn.Dropout, nn.ModuleList),
 }
+# Where the hooks are from with which transformers collects hidden states.
+_COLLECTOR = "transformers.utils.output_capturing"
 
 
 def fits(model: PreTrainedModel) -> bool:
@@ -42,11 +44,18 @@ def fits(model: PreTrainedModel) -> bool:
         and body.device.type == "cpu"
         and not body.training
         and not torch.is_autocast_enabled("cpu")
-        and all(
-            type(module) in _KNOWN and not module._forward_hooks and not module._forward_pre_hooks
-            for module in body.modules()
-        )
+        and all(type(module) in _KNOWN and not _is_hooked(module) for module in body.modules())
     )
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether anything but transformers' own collector listens in.
+
+    The first call that asks for hidden states leaves its hooks behind, and they do nothing in other calls: a model
+    must not compute differently after it, or a training that goes on would differ from one that was never stopped.
+    """
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(getattr(hook, "__module__", None) != _COLLECTOR for hook in hooks)
 
 
 def states(
