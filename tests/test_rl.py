@@ -490,6 +490,9 @@ def test_another_corpus_data_or_setting_is_not_continued(finished: Path, tmp_pat
     [
         ({"tempreature": 0.1}, "tempreature"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0"),
+        ({"hold_weight": -1.0}, "hold_weight must be at least 0, got -1"),
+        ({"memory_weight": -1.0}, "memory_weight must be at least 0, got -1"),
+        ({"average_with_start": 1.5}, "average_with_start must be from 0 to 1, got 1.5"),
         ({"sources": None}, "sources must map each source"),
         ({"sources": {"gamma": 1}}, "gamma"),
         ({"environment": {"budgets": 3}}, r"environment must map some of \['neighbours'.*got \{'budgets': 3\}"),
