@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from searchr3_embed import ReasoningEmbedder, decoding
@@ -160,6 +162,23 @@ def test_reading_ahead_changes_nothing(
             for one, other in zip(expected, found, strict=True):
                 assert (one.ids, one.finished, one.chosen) == (other.ids, other.finished, other.chosen)
                 torch.testing.assert_close(one.state, other.state, atol=1e-4, rtol=1e-4)
+
+
+@given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 12), st.integers(1, 200))
+def test_passes_hold_every_row_once_within_their_limits(lengths: list[int], rows: int, tokens: int) -> None:
+    chunks = decoding._chunks([[0] * length for length in lengths], rows, tokens)
+    assert sorted(row for chunk in chunks for row in chunk) == list(range(len(lengths)))
+    for chunk in chunks:
+        longest = max(lengths[row] for row in chunk)
+        assert lengths[chunk[0]] == longest and len(chunk) <= rows
+        assert len(chunk) == 1 or len(chunk) * longest <= tokens
+
+
+def test_a_large_pass_ends_where_rows_become_much_shorter() -> None:
+    turns = [[0] * length for length in [100, 100, 90, 70, 70, 10]]
+    assert decoding._chunks(turns, 64, 1000) == [[0, 1, 2], [3, 4, 5]]
+    # Too small a pass takes them along: another one would cost more than the padding.
+    assert decoding._chunks(turns, 64, 4000) == [[0, 1, 2, 3, 4, 5]]
 
 
 def test_reading_ahead_never_leaves_the_positions(

@@ -157,12 +157,14 @@ def test_every_step_is_logged_in_full(finished: Path) -> None:
     assert all(0 <= row["eval_ndcg@10_reasoning"] <= 1 and row["eval_reward"] <= 1.1 for row in measured)
 
 
+@pytest.mark.parametrize("longest", [1024, 25])  # of a row that rollouts share: the second splits groups
 @pytest.mark.parametrize("tokens", [None, 30])
 @pytest.mark.parametrize("name", ["mini", "qwen2"])
 def test_neither_padding_nor_shared_prompts_change_log_probabilities(
-    name: str, tokens: int | None, request: pytest.FixtureRequest
+    name: str, tokens: int | None, longest: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Left padding moves absolute positions; rollouts of one prompt are read in one row, blind to each other."""
+    monkeypatch.setattr(policy, "_LONGEST_TREE", longest)
     model = AutoModelForCausalLM.from_pretrained(request.getfixturevalue(f"{name}_checkpoint"))
     model.eval()
     generator = torch.Generator().manual_seed(0)
@@ -175,7 +177,7 @@ def test_neither_padding_nor_shared_prompts_change_log_probabilities(
         mask[row, 17 - len(prompt) : 17 + len(answer)] = 1
     with torch.no_grad():
         together, entropy, closing = log_probabilities(
-            model, decoding.lm_head(model), ids, mask, 6, 0.8, distinct=False
+            model, decoding.lm_head(model), ids, mask, 6, 0.8, distinct=False, tokens=tokens
         )
         for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1] / 0.8
