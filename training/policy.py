@@ -167,7 +167,8 @@ class PolicyTrainer(EmbedderRun, GRPOTrainer):
         """InfoNCE of the queries, direct and after their finished rollouts, against one document for each query."""
         turns, numbers, chosen = self._direct_turns(inputs)
         place = {number: i for i, number in enumerate(numbers)}
-        answers = [list(self.rollouts.task.positives.values())[number] for number in numbers]
+        known = list(self.rollouts.task.positives.values())
+        answers = [known[number] for number in numbers]
         gold = list(range(len(numbers)))
         parts = (inputs["prompt_ids"], inputs["prompt_mask"], inputs["completion_ids"], inputs["completion_mask"])
         for number, prompt, before, completion, after in zip(inputs["query"].tolist(), *parts, strict=True):
@@ -192,7 +193,8 @@ class PolicyTrainer(EmbedderRun, GRPOTrainer):
         """Direct turns of the queries of a batch, then of a positive of each; the queries' and documents' numbers."""
         task, talk = self.rollouts.task, self.conversation
         numbers = inputs["query"].unique().tolist()
-        queries = [list(task.positives)[number] for number in numbers]
+        known = list(task.positives)
+        queries = [known[number] for number in numbers]
         # Another positive at every step; the choice needs no random state.
         chosen = [rows[self.state.global_step % len(rows)] for rows in map(task.positives.__getitem__, queries)]
         bodies = [body[: self.rollouts.query_length] for body in talk.text_ids(queries)]
