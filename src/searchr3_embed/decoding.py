@@ -21,6 +21,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from searchr3_embed import bert_decoder
+from searchr3_embed.cache_memory import CacheMemory
 from searchr3_embed.likeliest import bar, rough_head
 
 # A shared beginning shorter than this is cheaper to compute again than to keep apart.
@@ -88,6 +89,8 @@ def embed(
         states[rows] = _read(model, bodies, slots, 0, lean)[:, 0].float()
         if progress is not None:
             progress(len(rows))
+    if slots is not None:
+        slots.memory.give_back(model)
     return states
 
 
@@ -211,6 +214,7 @@ def think(
             choose(states[:, 0], 0)
             if ahead:
                 leave(states[:, 1], 0)
+    slots.memory.give_back(model)
     return [results[row] for row in range(len(prompts))]
 
 
@@ -227,10 +231,9 @@ class _SlotLayer(CacheLayerMixin):
         self.slots = slots
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        # Zeros, not empty: a masked place has weight 0, but 0 times a stray NaN would still be NaN.
         places = (self.slots.rows, key_states.shape[1], self.slots.places)
-        self.keys = key_states.new_zeros(*places, key_states.shape[-1])
-        self.values = value_states.new_zeros(*places, value_states.shape[-1])
+        self.keys = self.slots.memory.room((*places, key_states.shape[-1]), key_states)
+        self.values = self.slots.memory.room((*places, value_states.shape[-1]), value_states)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -261,6 +264,7 @@ class _Slots(Cache):
 
     def __init__(self, model: PreTrainedModel, rows: int, places: int) -> None:
         self.rows, self.places, self.prefix_length = rows, places, 0
+        self.memory = CacheMemory.take(model)
         self.target_rows = slice(0, rows)
         self.target_places: slice | tuple[Tensor, Tensor] = slice(0, 0)
         self.end = self.written = 0
