@@ -53,6 +53,21 @@ def test_what_is_too_small_is_replaced() -> None:
     assert torch.equal(CacheMemory.take(model).room((3, 3), LIKE), torch.zeros(3, 3))
 
 
+def test_a_call_in_inference_mode_leaves_memory_that_any_call_can_write() -> None:
+    model = nn.Linear(1, 1)
+    with torch.inference_mode():
+        memory = CacheMemory.take(model)
+        first = memory.room((8,), torch.zeros(0)).fill_(1)
+        memory.give_back(model)
+    with torch.no_grad():
+        again = CacheMemory.take(model).room((8,), LIKE)
+        assert again.data_ptr() == first.data_ptr()
+        again[2:4] = 5
+    with torch.inference_mode():
+        again[2:4] = 6
+    assert again.tolist() == [1, 1, 6, 6, 1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_numbers_that_are_not_finite_are_not_kept(bad: float) -> None:
     model, _ = kept((4,), fill=bad)

@@ -42,7 +42,9 @@ class CacheMemory:
         buffer = self._spare.pop() if self._spare else None
         if buffer is None or len(buffer) < size or buffer.dtype != like.dtype or buffer.device != like.device:
             buffer = None  # before the new one is made, so that both are never there at once
-            buffer = like.new_zeros(size)
+            # A tensor born in inference mode could not be written by a later call outside of it.
+            with torch.inference_mode(False):
+                buffer = like.new_zeros(size)
         self._used.append((buffer, size))
         return buffer[:size].view(*shape)
 
