@@ -23,6 +23,7 @@ class Sizes:
         continuous: Queries of W2's comparison with continuous batching, which is slow on a CPU.
         single: Queries of W3.
         documents: Most documents of W4 and W6; None takes all.
+        document_sample: Of W4, to choose batch sizes on where there are more documents.
         concurrent: Calls of W5.
         linear_documents: Of W7.
         linear_queries: Of W7.
@@ -34,6 +35,7 @@ class Sizes:
     continuous: int = 32
     single: int = 64
     documents: int | None = None
+    document_sample: int = 256
     concurrent: int = 64
     linear_documents: tuple[int, ...] = (1000, 4000, 16000)
     linear_queries: tuple[int, ...] = (64, 256, 1024)
@@ -47,11 +49,12 @@ QUICK = Sizes(
     continuous=2,
     single=4,
     documents=32,
+    document_sample=16,
     concurrent=8,
     linear_documents=(16, 32),
     linear_queries=(4, 8),
     batch_sizes=(8,),
-    document_batch_sizes=(16,),
+    document_batch_sizes=(8, 16),
 )
 
 

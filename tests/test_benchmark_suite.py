@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -22,11 +23,12 @@ SIZES = Sizes(
     continuous=2,
     single=2,
     documents=5,
+    document_sample=3,
     concurrent=3,
     linear_documents=(2, 4),
     linear_queries=(2, 4),
     batch_sizes=(2, 4),
-    document_batch_sizes=(4,),
+    document_batch_sizes=(2, 4),
 )
 TINY = gpu.SHAPES["tiny"]
 WORDS = "tides violin bread river cold csv glacier interest heart evolution column valleys stones paris".split()
@@ -73,6 +75,23 @@ def test_all_workloads_are_measured_and_reported(
     text = (tmp_path / "results.md").read_text()
     assert "## W7" in text and "is not available: not here" in text and "Matrix products take" in text
     assert (tmp_path / "results.png").stat().st_size > 1000
+
+
+def test_batch_sizes_are_chosen_on_a_sample_of_many_documents(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = []
+
+    def compare(_: str, ours: cells.Side, others: list[cells.Side], count: int, *args: Any) -> list[dict[str, Any]]:
+        seen.append((count, tuple(ours.batch_sizes), tuple(others[0].batch_sizes)))
+        return [{"items": count, "ours": {"batch_size": 4}, "theirs": {"batch_size": 2}}]
+
+    monkeypatch.setattr(workloads, "compare", compare)
+    assert workloads.documents(setting, "scifact")["cells"][0]["items"] == 5
+    assert seen == [(3, (2, 4), (2, 4)), (5, (4,), (2,))]
+    monkeypatch.setattr(setting, "sizes", dataclasses.replace(SIZES, document_sample=5))
+    workloads.documents(setting, "scifact")
+    assert seen[2:] == [(5, (2, 4), (2, 4))]
 
 
 def test_memory_is_that_of_another_process(setting: Setting) -> None:
