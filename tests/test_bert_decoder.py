@@ -78,25 +78,46 @@ def test_what_the_cache_holds_is_looked_at_and_what_is_read_is_kept(
         torch.testing.assert_close(mine.values, other.values, atol=1e-5, rtol=1e-5)
 
 
-def test_the_last_layer_is_computed_where_it_is_asked_for(
-    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), before=st.integers(0, 4), seed=st.integers(0, 99))
+def test_padding_left_out_changes_nothing(either: PreTrainedModel, lengths: list[int], before: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rows, tokens = len(lengths), max(lengths)
+    ids = torch.randint(5, 300, (rows, before + tokens), generator=generator)
+    ends = torch.tensor(lengths)[:, None]
+    wanted = torch.cat([ends - 1, (ends - 2).clamp(min=0)], dim=1)
+    real = torch.arange(tokens) < ends
+    mask = positions = cache = None
+    with torch.no_grad():
+        expected = stock(either, ids)[torch.arange(rows)[:, None], before + wanted]
+        if before:
+            cache, places = DynamicCache(), torch.arange(before + tokens)
+            bert_decoder.states(either, ids[:, :before], None, None, cache, ids[:, :0])
+            hides = places > places[before:, None]
+            mask = torch.zeros(hides.shape).masked_fill(hides, torch.finfo(torch.float32).min)[None, None]
+            positions = places[before:].expand(rows, -1)
+        found = bert_decoder.states(either, ids[:, before:], mask, positions, cache, wanted, real)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("lengths", "tokens"), [((9, 9, 9), 27), ((9, 9, 8, 9), 36), ((9, 9, 7), 25), ((9, 1), 10)])
+def test_only_what_is_asked_for_is_computed(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, lengths: tuple[int, ...], tokens: int
 ) -> None:
-    """All else of it than keys and values; this is what the pass is for."""
+    """Of the last layer keys and values alone, and of padding, unless there is little, nothing."""
     seen: dict[nn.Linear, int] = {}
 
     def count(layer: nn.Linear, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        seen[layer] = seen.get(layer, 0) + tokens.shape[0] * tokens.shape[1]
+        seen[layer] = seen.get(layer, 0) + tokens.shape[:-1].numel()
         return plain(layer, tokens, *args, **kwargs)
 
     plain = bert_decoder.product
     monkeypatch.setattr(bert_decoder, "product", count)
-    turns = [[5 + i % 50 for i in range(length)] for length in (9, 9, 7)]
-    decoding.embed(model, turns)
+    decoding.embed(model, [[5 + i % 50 for i in range(length)] for length in lengths])
     *_, before, last = model.base_model.encoder.layer
     everywhere = [last.attention.self.key, last.attention.self.value]
     only_there = [last.attention.self.query, last.attention.output.dense, last.intermediate.dense, last.output.dense]
-    assert {seen[layer] for layer in everywhere} == {27} == {seen[before.output.dense]}
-    assert {seen[layer] for layer in only_there} == {3}
+    assert {seen[layer] for layer in everywhere} == {tokens} == {seen[before.output.dense]}
+    assert {seen[layer] for layer in only_there} == {len(lengths)}
 
 
 def test_only_plain_decoders_in_evaluation_mode_fit(

@@ -2,7 +2,9 @@
 
 The stock pass computes the last layer for every token, though only the states at which a row ends are read: there,
 keys and values are needed everywhere, and all else at those places only. For a model of seven layers that is an eighth
-of all work. Beside that, activations and residual sums are part of the matrix products where oneDNN computes them.
+of all work. It also computes every layer for the padding of shorter rows, where here only attention sees rows side by
+side: all else is given the tokens that there are. Beside that, activations and residual sums are part of the matrix
+products where oneDNN computes them.
 
 The weights are the model's own, and so are the numbers, up to rounding.
 """
@@ -65,6 +67,7 @@ def states(
     positions: Tensor | None,
     cache: Cache | None,
     wanted: Tensor | None,
+    real: Tensor | None = None,
 ) -> Tensor:
     """Last hidden states at the places asked for.
 
@@ -75,6 +78,9 @@ def states(
         positions: Int64 of shape (rows, tokens); None counts from 0.
         cache: Takes the keys and values of all tokens and gives those to look at.
         wanted: Places among the tokens, int64 of shape (rows, any number); None asks for all.
+        real: Which tokens are no padding, bool of shape (rows, tokens), for which nothing but keys and values without
+            meaning is computed; at least one, and all that are wanted. None says that all are, and so does not asking
+            for places.
 
     Returns:
         Shape (rows, places, hidden size).
@@ -83,11 +89,19 @@ def states(
     words = body.embeddings
     if positions is None:
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
-    hidden = words.word_embeddings(ids) + words.token_type_embeddings.weight[0] + words.position_embeddings(positions)
+    known = ids
+    numbers = None
+    if real is not None and wanted is not None:
+        # Number of each token among the real ones, in the shape of the rows; padding takes that of a neighbour.
+        numbers = (real.flatten().cumsum(0) - 1).clamp_(min=0).view(real.shape)
+        known, positions = ids[real], positions.expand(ids.shape)[real]
+    hidden = (
+        words.word_embeddings(known) + words.token_type_embeddings.weight[0] + words.position_embeddings(positions)
+    )
     hidden = words.LayerNorm(hidden)
     *layers, last = body.encoder.layer
     for number, layer in enumerate(layers):
-        hidden = _layer(layer, number, hidden, hidden, mask, cache)
+        hidden = _layer(layer, number, hidden, hidden, mask, cache, numbers, real)
     if wanted is None:
         return _layer(last, len(layers), hidden, hidden, mask, cache)
     rows = torch.arange(len(ids), device=ids.device)[:, None]
@@ -97,27 +111,55 @@ def states(
         mask = torch.zeros(hides.shape, dtype=hidden.dtype).masked_fill_(hides, torch.finfo(hidden.dtype).min)[:, None]
     else:
         mask = mask.expand(len(ids), -1, -1, -1)[rows, 0, wanted][:, None]
-    return _layer(last, len(layers), hidden, hidden[rows, wanted], mask, cache)
+    asked = hidden[rows, wanted] if numbers is None else hidden[numbers[rows, wanted]]
+    return _layer(last, len(layers), hidden, asked, mask, cache, numbers)
 
 
 def _layer(
-    layer: bert.BertLayer, number: int, seen: Tensor, asked: Tensor, mask: Tensor | None, cache: Cache | None
+    layer: bert.BertLayer,
+    number: int,
+    seen: Tensor,
+    asked: Tensor,
+    mask: Tensor | None,
+    cache: Cache | None,
+    numbers: Tensor | None = None,
+    real: Tensor | None = None,
 ) -> Tensor:
-    """One layer at the places ``asked``, whose tokens look at ``seen`` and at what the cache holds."""
+    """One layer at the places ``asked``, whose tokens look at ``seen`` and at what the cache holds.
+
+    Args:
+        layer: The layer.
+        number: Its number.
+        seen: States of shape (rows, tokens, hidden size); with ``numbers``, of the real tokens alone, one behind the
+            other, (real tokens, hidden size).
+        asked: States of shape (rows, places, hidden size); with ``real``, as ``seen``.
+        mask: As for :func:`states`, for the places asked.
+        cache: As there.
+        numbers: Of each token in ``seen``, int64 of shape (rows, tokens).
+        real: Which tokens ``asked`` holds, bool of shape (rows, tokens).
+
+    Returns:
+        States in the shape of ``asked``.
+    """
     attention: Any = layer.attention
     inner = attention.self
 
-    def heads(projection: nn.Linear, tokens: Tensor) -> Tensor:
-        shape = (*tokens.shape[:2], inner.num_attention_heads, inner.attention_head_size)
-        return product(projection, tokens).view(shape).transpose(1, 2)
+    def heads(projection: nn.Linear, tokens: Tensor, numbers: Tensor | None) -> Tensor:
+        projected = product(projection, tokens)
+        if numbers is not None:
+            projected = projected.index_select(0, numbers.flatten()).view(*numbers.shape, -1)
+        shape = (*projected.shape[:2], inner.num_attention_heads, inner.attention_head_size)
+        return projected.view(shape).transpose(1, 2)
 
-    keys, values = heads(inner.key, seen), heads(inner.value, seen)
+    keys, values = (heads(projection, seen, numbers) for projection in (inner.key, inner.value))
     if cache is not None:
         keys, values = cache.update(keys, values, number)
+    query = heads(inner.query, asked, None if real is None else numbers)
     found = F.scaled_dot_product_attention(
-        heads(inner.query, asked), keys, values, attn_mask=mask, is_causal=mask is None, scale=inner.scaling
+        query, keys, values, attn_mask=mask, is_causal=mask is None, scale=inner.scaling
     )
-    found = found.transpose(1, 2).reshape(asked.shape)
+    found = found.transpose(1, 2).flatten(2)
+    found = found if real is None else found[real]
     asked = attention.output.LayerNorm(product(attention.output.dense, found, add=asked))
     wide = product(layer.intermediate.dense, asked, gelu=True)
     return layer.output.LayerNorm(product(layer.output.dense, wide, add=asked))

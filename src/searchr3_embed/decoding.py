@@ -30,6 +30,8 @@ _LEAST_SHARED_PREFIX = 16
 _TOKENS_PER_THREAD, _TOKENS_ELSEWHERE = 1024, 65536
 # A pass of this share of them is large enough to end before rows that are much shorter.
 _LEAST_SHARE, _MUCH_SHORTER = 0.25, 0.8
+# A pass of which more than this is padding leaves it out where it can.
+_LEAST_PADDING = 0.05
 # Where rows are few, each also reads the embed token ahead, in case it is next: that costs little and saves a step.
 _FEW_ROWS = 8
 # Waiting rows enter when this share of the slots is free: one prefill for several rows is cheaper than one for each.
@@ -414,7 +416,10 @@ def _read(
             mask = _additive(places[None, :] <= places[begin:, None], slots)[None, None]
             mask = mask.expand(len(bodies), -1, -1, -1)
             positions = places[begin:].expand(len(bodies), -1)
-    return _forward(model, ids, mask, positions, slots, lean, last)
+    lengths = last[:, -1:] + 1
+    padding = 1 - sum(map(len, bodies), len(ahead) * len(bodies)) / ids.numel()
+    real = torch.arange(longest, device=model.device) < lengths if lean and padding > _LEAST_PADDING else None
+    return _forward(model, ids, mask, positions, slots, lean, last, real)
 
 
 def _step(model: PreTrainedModel, batch: _Rows, slots: _Slots, lean: bool, ahead: Sequence[int]) -> Tensor:
@@ -447,13 +452,14 @@ def _forward(
     slots: _Slots | None,
     lean: bool,
     wanted: Tensor | None = None,
+    real: Tensor | None = None,
 ) -> Tensor:
     """Hidden states after the final norm at the places wanted (None: all), (rows, places, hidden size).
 
-    ``lean`` says that the model fits ``bert_decoder``.
+    ``lean`` says that the model fits ``bert_decoder``, which may be told which tokens are no padding.
     """
     if lean:
-        return bert_decoder.states(model, ids, mask, positions, slots, wanted)
+        return bert_decoder.states(model, ids, mask, positions, slots, wanted, real)
     output = model.base_model(
         input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=slots, use_cache=slots is not None
     )

@@ -27,6 +27,9 @@ from searchr3_embed.coalescing import Coalescer
 from searchr3_embed.conversation import Conversation, OnTruncate, check_texts
 
 _REASONING_OPTIONS = ("reason", "max_reasoning_tokens")
+# Async calls that wait together are computed in batches of so many rows, unless they say otherwise: they are what a
+# server has at hand, and none of them chose the 32 rows that are the default of a call with many texts.
+_ROWS_OF_CALLS = 64
 
 if hasattr(os, "register_at_fork"):
     # A forked child has the model but not OpenMP's threads, and would wait for them forever.
@@ -437,7 +440,7 @@ class ReasoningEmbedder(SentenceTransformer):
 
     def _encode_merged(self, key: tuple[str, tuple[tuple[str, Any], ...]], texts: list[str]) -> Any:
         method, options = key
-        return getattr(self, method)(texts, **dict(options))
+        return getattr(self, method)(texts, **{"batch_size": _ROWS_OF_CALLS, **dict(options)})
 
     def __getstate__(self) -> dict[str, Any]:
         # Threads and locks neither copy nor travel to pool workers; a fresh worker starts on the first async call.
