@@ -41,6 +41,15 @@ def test_calls_that_overlap_share_nothing() -> None:
     assert one.room((8,), LIKE).data_ptr() == first.data_ptr() != other.room((8,), LIKE).data_ptr()
 
 
+def test_of_calls_that_overlap_the_largest_leaves_its_memory() -> None:
+    model = nn.Linear(1, 1)
+    memories = [CacheMemory.take(model) for _ in range(3)]
+    tensors = [memory.room((size,), LIKE) for memory, size in zip(memories, (8, 64, 16), strict=True)]
+    for memory in memories:
+        memory.give_back(model)
+    assert CacheMemory.take(model).room((8,), LIKE).data_ptr() == tensors[1].data_ptr()
+
+
 @pytest.mark.parametrize("like", [torch.zeros(0, dtype=torch.bfloat16), torch.zeros(0, device="meta")])
 def test_other_dtypes_and_devices_get_memory_of_their_own(like: torch.Tensor) -> None:
     model, _ = kept((8,))

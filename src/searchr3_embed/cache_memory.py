@@ -51,14 +51,19 @@ class CacheMemory:
     def give_back(self, model: nn.Module) -> None:
         """Keeps the buffers for the model's next call, if they are on a CPU, not too large, and hold finite numbers.
 
+        Of calls that overlapped, the one with the largest buffers is remembered: a small call can use them as well.
         On a GPU torch itself keeps memory. A call that fails gives nothing back, and its memory is freed.
         """
         used, self._used, self._spare = self._used[::-1], [], []
         if (
             all(buffer.device.type == "cpu" for buffer, _ in used)
-            and sum(buffer.nbytes for buffer, _ in used) <= _MOST_BYTES_KEPT
+            and _nbytes(buffers := [buffer for buffer, _ in used]) <= _MOST_BYTES_KEPT
             # A sum with a number that is not finite is none, and is quickly taken.
             and all(bool(torch.isfinite(buffer[:size].sum())) for buffer, size in used)
         ):
             with _lock:
-                _kept[model] = [buffer for buffer, _ in used]
+                _kept[model] = max(_kept.get(model, []), buffers, key=_nbytes)
+
+
+def _nbytes(buffers: Sequence[Tensor]) -> int:
+    return sum(buffer.nbytes for buffer in buffers)

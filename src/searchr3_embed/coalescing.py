@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
+from searchr3_embed.openmp import release_helpers
+
 # How long the worker waits for company after the first call: far below the time of one forward pass.
 _GATHER_SECONDS = 0.002
 # The worker ends when it has been idle for so long, so that it never keeps a model alive for nothing.
@@ -40,6 +42,7 @@ class Coalescer:
     def submit(self, key: Hashable, items: Sequence[Any]) -> concurrent.futures.Future[Sequence[Any]]:
         """Queues a call; the future holds one result per item."""
         future: concurrent.futures.Future[Sequence[Any]] = concurrent.futures.Future()
+        release_helpers()  # who calls waits now, and the worker computes
         with self._lock:
             if self._worker is not None and not self._worker.is_alive():
                 # A worker that ends says so itself: this one stayed behind in the process that we were forked from.
@@ -70,6 +73,8 @@ class Coalescer:
                     groups.setdefault(call.key, []).append(call)
             for key, group in groups.items():
                 self._run(key, group)
+            if self._calls.empty():
+                release_helpers()
 
     def _run(self, key: Hashable, group: list[_Call]) -> None:
         try:
