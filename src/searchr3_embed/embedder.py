@@ -242,11 +242,17 @@ class ReasoningEmbedder(SentenceTransformer):
         return super().encode_document(*args, reason=False if reason is None else reason, **kwargs)
 
     async def aencode_query(self, inputs: str | Sequence[str], **kwargs: Any) -> Any:
-        """As ``encode_query``, without blocking the event loop; concurrent calls run as one batch."""
+        """As ``encode_query``, without blocking the event loop.
+
+        Concurrent calls with the same options run together, 64 rows at once unless ``batch_size`` says otherwise.
+        """
         return await self._encode_async("encode_query", inputs, kwargs)
 
     async def aencode_document(self, inputs: str | Sequence[str], **kwargs: Any) -> Any:
-        """As ``encode_document``, without blocking the event loop; concurrent calls run as one batch."""
+        """As ``encode_document``, without blocking the event loop.
+
+        Concurrent calls with the same options run together, 64 rows at once unless ``batch_size`` says otherwise.
+        """
         return await self._encode_async("encode_document", inputs, kwargs)
 
     @overload  # a str is a sequence of str, too: the first signature that fits is meant
