@@ -120,6 +120,30 @@ def test_only_what_is_asked_for_is_computed(
     assert {seen[layer] for layer in only_there} == {len(lengths)}
 
 
+@needs_onednn
+@pytest.mark.parametrize("lengths", [(9, 9, 9, 9), (11, 9, 6), (11,), (7,) * 11])
+def test_onednn_meets_few_sizes(
+    mini_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, lengths: tuple[int, ...]
+) -> None:
+    """In prefill, in steps and in the last layer."""
+    monkeypatch.setattr(cpu_kernels, "onednn_is_faster", lambda: True)
+    model = AutoModelForCausalLM.from_pretrained(mini_checkpoint, dtype=torch.float32).eval()
+    cpu_kernels.speed_up(model)
+    sizes: set[int] = set()
+
+    def watch(layer: Any, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        sizes.add(len(tokens))
+        return plain(layer, tokens, *args, **kwargs)
+
+    plain = bert_decoder.product
+    monkeypatch.setattr(bert_decoder, "product", watch)
+    prompts = [[5 + (i * (row + 3)) % 50 for i in range(length)] for row, length in enumerate(lengths)]
+    decoding.embed(model, prompts)
+    decoding.think(model, prompts, embed_token_id=4, max_new_tokens=3)
+    assert len(sizes) > 1
+    assert sizes == {cpu_kernels.rows_computed(model.base_model.encoder.layer[0].output.dense, n) for n in sizes}
+
+
 def test_only_plain_decoders_in_evaluation_mode_fit(
     model: PreTrainedModel, mini_checkpoint: Path, qwen2_checkpoint: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import threading
 import weakref
 from pathlib import Path
@@ -97,6 +98,40 @@ def test_memory_goes_with_the_model() -> None:
     del model, tensors
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="nothing here tells what a process holds")
+def test_only_what_is_written_to_is_held() -> None:
+    def held() -> int:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
+
+    size = 1 << 26
+    before = held()
+    room = CacheMemory.take(nn.Linear(1, 1)).room((size,), torch.zeros(0, dtype=torch.bfloat16))
+    assert not bool(room.any())
+    assert held() - before < size / 4
+    room[: size // 2] = 1
+    assert held() - before >= 0.9 * size
+
+
+@pytest.mark.parametrize("work", ["reason", "encode_document"])
+def test_what_is_not_kept_is_freed_at_once(mini_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, work: str) -> None:
+    monkeypatch.setattr(cache_memory, "_MOST_BYTES_KEPT", 0)
+    made: list[weakref.ref[torch.Tensor]] = []
+    zeros = cache_memory._zeros
+
+    def note(size: int, like: torch.Tensor) -> torch.Tensor:
+        made.append(weakref.ref(buffer := zeros(size, like)))
+        return buffer
+
+    monkeypatch.setattr(cache_memory, "_zeros", note)
+    mini = ReasoningEmbedder(mini_checkpoint, device="cpu", on_truncate="ignore")
+    gc.disable()
+    try:
+        getattr(mini, work)(["a long beginning that both have, " * 3 + end for end in ("and one end", "and another")])
+        assert made and not any(one() is not None for one in made)
+    finally:
+        gc.enable()
 
 
 def test_embeddings_do_not_depend_on_the_calls_before(mini_checkpoint: Path) -> None:

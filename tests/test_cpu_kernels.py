@@ -148,3 +148,18 @@ def test_embeddings_are_the_same_either_way(
     embedder.save_pretrained(str(tmp_path / "saved"))
     again = ReasoningEmbedder(str(tmp_path / "saved"), device="cpu")
     assert abs(again.encode_document(texts) - vectors[True][0]).max() < 1e-6
+
+
+@given(rows=st.integers(1, 5000))
+def test_products_have_few_sizes(rows: int) -> None:
+    layer = cpu_kernels.OneDnnLinear(2, 2)
+    computed = cpu_kernels.rows_computed(layer, rows)
+    assert rows <= computed <= max(rows * 1.25, 8)
+    assert rows < 512 or computed <= 1.07 * rows
+    assert cpu_kernels.rows_computed(layer, computed) == computed
+    assert cpu_kernels.rows_computed(nn.Linear(2, 2), rows) == rows
+
+
+def test_up_to_two_thousand_rows_there_are_a_hundred_sizes() -> None:
+    layer = cpu_kernels.OneDnnLinear(2, 2)
+    assert len({cpu_kernels.rows_computed(layer, rows) for rows in range(1, 2049)}) <= 100

@@ -7,6 +7,8 @@ values of 64 rows that is a tenth of the time of a call. So a model's next call 
 from __future__ import annotations
 
 import math
+import mmap
+import sys
 import threading
 import weakref
 from collections.abc import Sequence
@@ -44,7 +46,7 @@ class CacheMemory:
             buffer = None  # before the new one is made, so that both are never there at once
             # A tensor born in inference mode could not be written by a later call outside of it.
             with torch.inference_mode(False):
-                buffer = like.new_zeros(size)
+                buffer = _zeros(size, like)
         self._used.append((buffer, size))
         return buffer[:size].view(*shape)
 
@@ -63,6 +65,17 @@ class CacheMemory:
         ):
             with _lock:
                 _kept[model] = max(_kept.get(model, []), buffers, key=_nbytes)
+
+
+def _zeros(size: int, like: Tensor) -> Tensor:
+    """``like.new_zeros(size)``; of it a CPU holds only what was written to, where the system can do that.
+
+    Slots have room for the longest prompt and the whole budget, and most rows need half of it.
+    """
+    if sys.platform == "win32" or like.device.type != "cpu" or not size:
+        return like.new_zeros(size)
+    pages = mmap.mmap(-1, size * like.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=like.dtype)
 
 
 def _nbytes(buffers: Sequence[Tensor]) -> int:

@@ -92,7 +92,7 @@ def embed(
         if progress is not None:
             progress(len(rows))
     if slots is not None:
-        slots.memory.give_back(model)
+        slots.close(model)
     return states
 
 
@@ -216,12 +216,12 @@ def think(
             choose(states[:, 0], 0)
             if ahead:
                 leave(states[:, 1], 0)
-    slots.memory.give_back(model)
+    slots.close(model)
     return [results[row] for row in range(len(prompts))]
 
 
 class _SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer, shape (slots, heads, places, head size), written in place.
+    """Keys and values of one layer, seen as (slots, heads, places, head size), written in place.
 
     Where the next ``update`` writes is set by ``_Slots`` before each forward pass.
     """
@@ -233,9 +233,10 @@ class _SlotLayer(CacheLayerMixin):
         self.slots = slots
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        places = (self.slots.rows, key_states.shape[1], self.slots.places)
-        self.keys = self.slots.memory.room((*places, key_states.shape[-1]), key_states)
-        self.values = self.slots.memory.room((*places, value_states.shape[-1]), value_states)
+        # A place has all its heads side by side, so that what a row does not reach is in pages of its own.
+        places = (self.slots.rows, self.slots.places, key_states.shape[1])
+        self.keys = self.slots.memory.room((*places, key_states.shape[-1]), key_states).transpose(1, 2)
+        self.values = self.slots.memory.room((*places, value_states.shape[-1]), value_states).transpose(1, 2)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -293,6 +294,15 @@ class _Slots(Cache):
         begin, end = self.prefix_length, self.end
         for stored in self.tensors():
             stored[target, :, begin:end] = stored[source, :, begin:end]
+
+    def close(self, model: PreTrainedModel) -> None:
+        """Gives the memory back; nothing may be written or read from then on.
+
+        Layers and slots refer to one another, so without this they, and what they hold, would stay
+        until the garbage collector runs.
+        """
+        self.layers = []
+        self.memory.give_back(model)
 
     def tensors(self) -> list[Tensor]:
         """Keys and values of all layers that were written to, each (slots, heads, places, head size)."""
