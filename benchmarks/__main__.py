@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks import report
+from benchmarks.memory import ProcessError
 from benchmarks.setting import FULL, QUICK, Setting
 from benchmarks.timing import DisagreementError
 from benchmarks.workloads import WORKLOADS
@@ -53,6 +54,12 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     parser.add_argument("--model", default="searchr3", help="alias, folder or hub id (default: searchr3)")
     parser.add_argument("--documents", type=int, help="at most so many documents in W4 and W6 (default: all)")
+    parser.add_argument(
+        "--python",
+        default=sys.executable,
+        help="Python whose processes W6 measures, with searchr3-embed in its environment (default: this one, which "
+        "also has what training needs, and libraries that find it load it)",
+    )
     parser.add_argument("--quick", action="store_true", help="a few texts only: does it run? Its times mean nothing")
     return parser
 
@@ -75,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sizes = QUICK if args.quick else FULL
             if args.documents:
                 sizes = dataclasses.replace(sizes, documents=args.documents)
-            setting = Setting(args.data, args.model, Path(scratch), sizes, args.repeats)
+            setting = Setting(args.data, args.model, Path(scratch), sizes, args.repeats, python=args.python)
             _ = setting.embedder  # a model that can't be loaded is no fault of a workload
         except (DataError, CheckpointError) as error:
             print(f"error: {error}", file=sys.stderr)
@@ -103,7 +110,7 @@ def run(setting: Setting, names: Sequence[str], out: Path, quick: bool = False) 
         print(f"[{number}/{len(names)}] {name}: {title}", file=sys.stderr)
         try:
             found = workload(setting)
-        except (DisagreementError, DataError) as error:
+        except (DisagreementError, DataError, ProcessError) as error:
             print(f"error: {name}: {error}", file=sys.stderr)
             found = {"error": str(error)}
         result["workloads"][name] = {"title": title, **found}

@@ -21,6 +21,10 @@ import torch
 SIDES = ("ours, queries", "peer (a), queries", "ours, documents", "stock, documents")
 
 
+class ProcessError(Exception):
+    """The process of a side failed."""
+
+
 def peak_bytes() -> int:
     """Most memory that this process has held at once.
 
@@ -38,24 +42,37 @@ def peak_bytes() -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
-def measure(side: str, folder: Path, texts: Sequence[str], batch_size: int, scratch: Path) -> dict[str, Any]:
+def measure(
+    side: str, folder: Path, texts: Sequence[str], batch_size: int, scratch: Path, python: str = sys.executable
+) -> dict[str, Any]:
     """Runs one side in a fresh process.
+
+    Args:
+        side: One of ``SIDES``.
+        folder: The model.
+        texts: What it embeds.
+        batch_size: Rows at once.
+        scratch: Folder for the job and its vectors.
+        python: Runs the process.
 
     Returns:
         ``loaded_bytes`` (peak once the model is there), ``peak_bytes``, ``ids`` (or None) and ``vectors``.
 
     Raises:
-        RuntimeError: The process failed; its last lines are in the message.
+        ProcessError: The process failed; its last lines are in the message.
     """
     job = scratch / f"{side.replace(' ', '-').replace(',', '')}.json"
     settings = {"side": side, "folder": str(folder), "batch_size": batch_size, "threads": torch.get_num_threads()}
     job.write_text(json.dumps({**settings, "texts": list(texts)}), encoding="utf-8")
     root = Path(__file__).parents[1]
-    finished = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", str(job)], capture_output=True, text=True, cwd=root, check=False
-    )
+    try:
+        finished = subprocess.run(
+            [python, "-m", "benchmarks.memory", str(job)], capture_output=True, text=True, cwd=root, check=False
+        )
+    except OSError as error:
+        raise ProcessError(f"{side}: {python} can't be run: {error}") from error
     if finished.returncode:
-        raise RuntimeError(f"{side}: {finished.stderr.strip()[-500:]}")
+        raise ProcessError(f"{side}: {python} failed: {finished.stderr.strip()[-500:]}")
     return {**json.loads(finished.stdout.splitlines()[-1]), "vectors": np.load(job.with_suffix(".npy"))}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ class Setting:
         sizes: How much to compute.
         repeats: Timed runs of each side.
         shape: Size of W2's model; the default has about 20 million parameters.
+        python: Runs the processes of W6.
 
     Raises:
         DataError: The data folder holds no set.
@@ -81,9 +83,10 @@ class Setting:
         sizes: Sizes = FULL,
         repeats: int = 5,
         shape: steered.Shape | None = None,
+        python: str = sys.executable,
     ) -> None:
         self.data, self.model, self.scratch, self.sizes = data, model, scratch, sizes
-        self.repeats, self.shape = repeats, shape
+        self.repeats, self.shape, self.python = repeats, shape, python
         self.sets = {folder.resolve().name: folder for folder in beir_folders([data])}
 
     def queries(self, count: int) -> list[str]:

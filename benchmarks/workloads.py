@@ -174,7 +174,9 @@ def peak_memory(setting: Setting) -> dict[str, Any]:
         (memory.SIDES[2:], abstracts, setting.sizes.document_batch_sizes, PEER_D),
     ):
         for size in sizes:
-            found = [memory.measure(side, setting.folder, texts, size, setting.scratch) for side in sides]
+            found = [
+                memory.measure(side, setting.folder, texts, size, setting.scratch, setting.python) for side in sides
+            ]
             ids = [one.pop("ids") for one in found]
             vectors = [one.pop("vectors") for one in found]
             same = np.array([ids[0] is None or ids[0][row] == ids[1][row] for row in range(len(texts))])

@@ -102,8 +102,10 @@ def test_memory_is_that_of_another_process(setting: Setting) -> None:
 
 
 def test_a_failed_memory_job_says_why(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="(?s)ours, queries: .*CheckpointError: .*no-such-folder"):
+    with pytest.raises(memory.ProcessError, match="(?s)ours, queries: .*CheckpointError: .*no-such-folder"):
         memory.measure("ours, queries", Path("no-such-folder"), TEXTS[:1], 2, tmp_path)
+    with pytest.raises(memory.ProcessError, match="ours, queries: no-such-python can't be run: "):
+        memory.measure("ours, queries", Path("no-such-folder"), TEXTS[:1], 2, tmp_path, "no-such-python")
 
 
 def test_disagreement_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,6 +160,12 @@ def test_command_line(data: Path, mini_checkpoint: Path, tmp_path: Path, capsys:
     assert "16 queries wanted" in stored["workloads"]["W1"]["error"]
     assert stored["workloads"]["W4a"]["cells"][0]["speedup"]["of_medians"] > 0
     assert "Quick run" in capsys.readouterr().out
+
+
+def test_a_side_that_fails_is_recorded_and_the_next_workload_runs(setting: Setting, tmp_path: Path) -> None:
+    elsewhere = Setting(setting.data, setting.model, tmp_path, setting.sizes, 1, python="no-such-python")
+    found = suite.run(elsewhere, ["W6", "W4a"], tmp_path)["workloads"]
+    assert "no-such-python" in found["W6"]["error"] and "cells" in found["W4a"]
 
 
 @pytest.mark.parametrize(
