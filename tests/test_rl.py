@@ -342,6 +342,45 @@ def test_rollouts_are_told_from_the_hardest_documents_of_the_corpus(
     assert log_of(tmp_path / "run")[0]["memory"] > 0
 
 
+def test_finished_rollouts_learn_from_the_teacher_of_their_query(
+    ready: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]] = []
+
+    def record(self: PolicyTrainer, closing: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        loss = plain(self, closing, inputs)
+        seen.append((closing.detach(), dict(inputs), loss.detach()))
+        return loss
+
+    plain = PolicyTrainer._distil_loss
+    monkeypatch.setattr(PolicyTrainer, "_distil_loss", record)
+    # In the stock class a folder of ours gives the direct embedding.
+    model = ReasoningEmbedder(str(ready), device="cpu")
+    model.save_pretrained(str(tmp_path / "teacher"))
+    changes = {"teacher": str(tmp_path / "teacher"), "distil_weight": 0.5, "max_steps": 2}
+    run(tmp_path, **settings(ready, data, tmp_path / "run", **changes))
+    queries = list(rl.read_task(parse("", ["--config", str(tmp_path / "config.yaml")])[0])[0].positives)
+    # The run reads 16 tokens of a query.
+    read = [model.conversation.decode(ids[:16]) for ids in model.conversation.text_ids(queries)]
+    teacher = torch.tensor(model.encode_document(read))
+    rows = broken_off = 0
+    for closing, inputs, loss in seen:
+        distances = []
+        for state, number, ids, mask in zip(
+            closing, inputs["query"], inputs["completion_ids"], inputs["completion_mask"], strict=True
+        ):
+            if ids[mask.bool()][-1] != model.conversation.embed_token_id:
+                broken_off += 1
+                continue
+            distances.append(1 - torch.nn.functional.cosine_similarity(state, teacher[number], dim=0))
+        rows += len(distances)
+        torch.testing.assert_close(loss, torch.stack(distances).mean(), atol=1e-4, rtol=1e-3)
+    assert rows > 4 and broken_off > 0, "the test needs rollouts that closed, and some that did not"
+    assert [row["distil"] for row in log_of(tmp_path / "run") if "distil" in row] == pytest.approx(
+        [float(torch.stack([loss for *_, loss in seen[i : i + 2]]).mean()) for i in (0, 2)], abs=1e-3
+    )
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.02])
 def test_direct_embeddings_are_held_where_stage_1_left_them(
     beta: float, ready: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -494,6 +533,8 @@ def test_another_corpus_data_or_setting_is_not_continued(finished: Path, tmp_pat
         ({"temperature": 0.0}, "temperature must be above 0, got 0"),
         ({"hold_weight": -1.0}, "hold_weight must be at least 0, got -1"),
         ({"memory_weight": -1.0}, "memory_weight must be at least 0, got -1"),
+        ({"distil_weight": 1.0}, "distil_weight needs a teacher"),
+        ({"distil_weight": 1.0, "teacher": "nowhere"}, "embedder 'nowhere' cannot be loaded"),
         ({"average_with_start": 1.5}, "average_with_start must be from 0 to 1, got 1.5"),
         ({"sources": None}, "sources must map each source"),
         ({"sources": {"gamma": 1}}, "gamma"),
@@ -538,7 +579,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
         run(tmp_path, **settings(ready, data, tmp_path / "run"))
 
 
-@pytest.mark.parametrize("name", ["mini-rl", "qwen2.5-1.5b-rl"])
+@pytest.mark.parametrize("name", ["mini-rl", "mini-rl-teacher", "qwen2.5-1.5b-rl"])
 def test_configs_train_a_model_of_the_same_architecture(
     name: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -550,8 +591,10 @@ def test_configs_train_a_model_of_the_same_architecture(
         *("--gradient_accumulation_steps", "1", "--query_length", "16", "--document_length", "40"),
         *("--max_completion_length", "8", "--use_cpu", "true", "--bf16", "false", "--report_to", "none"),
         *("--eval_strategy", "no", "--load_best_model_at_end", "false", "--dtype", "float32"),
-        *("--attn_implementation", "eager", "--disable_tqdm", "true"),
+        *("--attn_implementation", "eager", "--disable_tqdm", "true", "--eval_on_start", "false"),
+        *("--teacher", str(tmp_path / "teacher")),
     ]
+    ReasoningEmbedder(str(base), device="cpu").save_pretrained(str(tmp_path / "teacher"))
     args, model_args = parse("", ["--config", str(CONFIGS / f"{name}.yaml"), *small])
     folder = rl.train(args, model_args)
     assert ReasoningEmbedder(str(folder), device="cpu").encode_query(["a csv file"]).shape == (1, 32)

@@ -11,10 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
 
 from searchr3_embed import ReasoningEmbedder
 from tests import tiny
@@ -262,6 +266,22 @@ def test_bad_settings_say_what_is_wrong(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         run(tmp_path, **settings(still, data, tmp_path / "run", **changes))
+
+
+@pytest.mark.parametrize("term", ["distil_weight", "distil_reasoning_weight", "relation_weight"])
+def test_a_teacher_of_another_dimension_can_only_tell_neighbourhoods(
+    term: str, still: Path, data: Path, tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer.from_file(str(still / "tokenizer.json"))
+    weights = np.random.default_rng(0).normal(size=(tokenizer.get_vocab_size(), 8)).astype(np.float32)
+    words = StaticEmbedding(tokenizer, embedding_weights=weights)
+    SentenceTransformer(modules=[words], device="cpu").save_pretrained(str(tmp_path / "teacher"))
+    values = settings(still, data, tmp_path / "run", max_steps=1, teacher=str(tmp_path / "teacher"), **{term: 1.0})
+    if term == "relation_weight":
+        run(tmp_path, **values)
+        return
+    with pytest.raises(ValueError, match="has vectors of 8 dimensions and the model of 32"):
+        run(tmp_path, **values)
 
 
 def test_a_base_without_chat_template_is_refused(still: Path, data: Path, tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ class PolicyTrainer(EmbedderRun, GRPOTrainer):
         contrast: Weight of the contrastive loss beside the policy's, and its temperature.
         memory_weight: Weight of the contrastive loss of the rollouts against the environment's vectors; it needs
             ``rollouts.negatives`` and has the same temperature.
+        distil_weight: Weight of the distance of the rollouts' embeddings to the teacher's of their query.
+        teach: Gives the teacher's unit vectors (texts, dimension) of token ids, for that.
         hold_weight: Weight of the distance of direct embeddings to those of the stage-1 model.
         start: The stage-1 model for that, where neither adapters nor a reference model for the KL give it.
         **kwargs: As of ``GRPOTrainer``.
@@ -60,6 +62,8 @@ class PolicyTrainer(EmbedderRun, GRPOTrainer):
         dev_sets: Sequence[BeirData],
         contrast: tuple[float, float],
         memory_weight: float = 0.0,
+        distil_weight: float = 0.0,
+        teach: Callable[[Sequence[Sequence[int]]], Tensor] | None = None,
         hold_weight: float = 0.0,
         start: PreTrainedModel | None = None,
         **kwargs: Any,
@@ -67,14 +71,16 @@ class PolicyTrainer(EmbedderRun, GRPOTrainer):
         super().__init__(reward_funcs=retrieval, rollout_func=rollouts, **kwargs)
         self.rollouts, self.conversation, self.contrast = rollouts, rollouts.conversation, contrast
         self.memory_weight, self.hold_weight, self.start = memory_weight, hold_weight, start
+        self.distil_weight, self.teach = distil_weight, teach
         if start is not None:
             start.to(self.accelerator.device).eval().requires_grad_(False)
         self.closing: Tensor | None = None
         self.dev_sets = list(dev_sets)
         self.names = {query: number for number, query in enumerate(rollouts.task.positives)}
         bare = without_wrapper(self.accelerator.unwrap_model(self.model))
-        # The memory's loss needs the states, which the fused head does not give.
-        own = self.conversation.prompts.distinct_tokens or not fused_head_is_right(bare) or memory_weight > 0
+        # The losses of the rollouts' embeddings need the states, which the fused head does not give.
+        states = memory_weight > 0 or distil_weight > 0
+        own = self.conversation.prompts.distinct_tokens or not fused_head_is_right(bare) or states
         self.own_head = decoding.lm_head(bare) if own else None
         self.add_callback(_Clock(self))
 
@@ -146,12 +152,18 @@ class PolicyTrainer(EmbedderRun, GRPOTrainer):
             value = self._contrast_loss(model, inputs)
             self._metrics["train"]["contrast"].append(float(value.detach()))
             loss = loss + self.contrast[0] * value / self.current_gradient_accumulation_steps
+        # The policy's loss has just asked for log-probabilities, and so for the states.
+        closing, self.closing = self.closing, None
         if self.memory_weight > 0:
-            assert self.closing is not None  # the policy's loss has just asked for log-probabilities
-            value = memory_loss(self.closing, inputs["memory"], self.contrast[1])
-            self.closing = None
+            assert closing is not None
+            value = memory_loss(closing, inputs["memory"], self.contrast[1])
             self._metrics["train"]["memory"].append(float(value.detach()))
             loss = loss + self.memory_weight * value / self.current_gradient_accumulation_steps
+        if self.distil_weight > 0:
+            assert closing is not None
+            value = self._distil_loss(closing, inputs)
+            self._metrics["train"]["distil"].append(float(value.detach()))
+            loss = loss + self.distil_weight * value / self.current_gradient_accumulation_steps
         if self.hold_weight > 0:
             value = self._hold_loss(model, inputs)
             self._metrics["train"]["hold"].append(float(value.detach()))
@@ -181,6 +193,25 @@ class PolicyTrainer(EmbedderRun, GRPOTrainer):
         right = torch.tensor([[i in rows for i in chosen] for rows in answers], device=vectors.device)
         goal = torch.tensor(gold, device=vectors.device)
         return losses.info_nce(asked, vectors[len(numbers) : 2 * len(numbers)], goal, right[goal], self.contrast[1])
+
+    def _distil_loss(self, closing: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Distance of the embeddings that finished rollouts lead to to the teacher's of their bare query.
+
+        A causal model that reads a question twice sees all of it in the second reading, as a bidirectional teacher
+        does, and can come closer to it than the direct embedding (Echo embeddings: https://arxiv.org/abs/2402.15449).
+        """
+        assert self.teach is not None
+        numbers, groups = inputs["query"].unique(return_inverse=True)
+        known = list(self.rollouts.task.positives)
+        bodies = self.conversation.text_ids([known[number] for number in numbers.tolist()])
+        with torch.no_grad():
+            targets = self.teach([body[: self.rollouts.query_length] for body in bodies]).to(closing.device)
+        ends = inputs["completion_mask"].sum(dim=1) - 1
+        last = inputs["completion_ids"].gather(1, ends.clamp(min=0)[:, None]).squeeze(1)
+        finished = (ends >= 0) & (last == self.conversation.embed_token_id)
+        if not finished.any():
+            return closing.sum() * 0
+        return losses.distance(F.normalize(closing[finished].float(), dim=-1), targets[groups[finished]])
 
     def _hold_loss(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         """Distance of the queries and of one document for each to where stage 1 embeds them, all direct."""

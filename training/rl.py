@@ -39,7 +39,7 @@ from training.policy import PolicyTrainer
 from training.rl_config import RLArguments, parse
 from training.rollout import Rollouts, Task
 from training.runs import check_same_run, fingerprint, last_checkpoint
-from training.sft import FREE, dev_sets, finish, load_base
+from training.sft import FREE, dev_sets, finish, load_base, teacher_function
 
 logger = logging.getLogger("training.rl")
 
@@ -175,6 +175,9 @@ def train(args: RLArguments, model_args: ModelConfig) -> Path:
         batch_size=args.rollout_batch_size,
         negatives=args.memory_negatives if args.memory_weight > 0 else 0,
     )
+    teach = None
+    if args.distil_weight > 0:
+        teach = teacher_function(cast(str, args.teacher), talk, args, model.config.hidden_size)
     peft_config = get_peft_config(model_args)
     # Adapters can be switched off, and the KL has a copy of the stage-1 model already.
     copied = args.hold_weight > 0 and peft_config is None and args.beta == 0
@@ -183,6 +186,8 @@ def train(args: RLArguments, model_args: ModelConfig) -> Path:
         dev_sets=sets,
         contrast=(args.contrast_weight, args.tau),
         memory_weight=args.memory_weight,
+        distil_weight=args.distil_weight,
+        teach=teach,
         hold_weight=args.hold_weight,
         start=load_base(folder, None, **kwargs)[0] if copied else None,
         model=model,

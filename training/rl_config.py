@@ -77,6 +77,17 @@ class RLArguments(GRPOConfig):
     memory_negatives: int = dataclasses.field(
         default=16, metadata={"help": "Hardest negatives of a rollout in that loss (ours)."}
     )
+    teacher: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "A sentence-transformers model for distil_weight; 'teacher' is all-MiniLM-L6-v2 (ours)."},
+    )
+    distil_weight: float = dataclasses.field(
+        default=0.0,
+        metadata={
+            "help": "Weight of 1 - cos(embedding that a rollout leads to, teacher's embedding of the query): who has "
+            "read a question twice can come closer to a bidirectional teacher than the direct embedding (ours)."
+        },
+    )
     hold_weight: float = dataclasses.field(
         default=0.0,
         metadata={
@@ -130,7 +141,9 @@ class RLArguments(GRPOConfig):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}.")
         if not 0 <= self.average_with_start <= 1:
             raise ValueError(f"average_with_start must be from 0 to 1, got {self.average_with_start!r}.")
-        for name in ("contrast_weight", "memory_weight", "hold_weight"):
+        if self.distil_weight > 0 and not self.teacher:
+            raise ValueError("distil_weight needs a teacher.")
+        for name in ("contrast_weight", "memory_weight", "distil_weight", "hold_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)!r}.")
         changed = {"top_p": (1.0,), "top_k": (0, None), "min_p": (None,), "repetition_penalty": (1.0,)}

@@ -134,9 +134,27 @@ def within_budget(records: Sequence[Record], conversation: Conversation) -> list
     return [r if fit else dataclasses.replace(r, reasoning=None) for r, fit in zip(records, fits, strict=True)]
 
 
-def teacher_function(name: str, conversation: Conversation, args: SFTArguments) -> Callable[..., Tensor]:
-    """A function from token ids of texts to the unit vectors of a sentence-transformers model."""
+def teacher_function(
+    name: str, conversation: Conversation, args: Any, dimension: int | None = None
+) -> Callable[..., Tensor]:
+    """A function from token ids of texts to the unit vectors of a sentence-transformers model.
+
+    Args:
+        name: Its folder or hub id; "teacher" is all-MiniLM-L6-v2.
+        conversation: Decodes the ids.
+        args: Settings of a run: its device, and whether it computes in bfloat16.
+        dimension: What its vectors must have, to be compared with those of the model in training; None for any.
+
+    Raises:
+        ValueError: It cannot be loaded, or has another dimension.
+    """
     model = load_embedder(name).to(args.device).eval()
+    found = model.get_embedding_dimension()
+    if dimension is not None and found != dimension:
+        raise ValueError(
+            f"teacher {name!r} has vectors of {found} dimensions and the model of {dimension}; distil_weight and "
+            "distil_reasoning_weight need the same (relation_weight of stage 1 does not)."
+        )
 
     def teach(bodies: Sequence[Sequence[int]]) -> Tensor:
         texts = [conversation.decode(body) for body in bodies]
@@ -208,13 +226,15 @@ def train(args: SFTArguments, model_args: ModelConfig) -> Path:
     copied = peft_config is None and args.kl_weight > 0
     reference = load_base(folder, cast(Any, args.prompts), **kwargs)[0] if copied else None
     sets = dev_sets(args, held_out) if args.eval_strategy != "no" else []
+    near = max(args.distil_weight, args.distil_reasoning_weight) > 0
+    width = model.config.hidden_size if near else None
     trainer = EmbeddingTrainer(
         conversation=conversation,
         settings=args.loss,
         tokens_per_forward=args.tokens_per_forward,
         grad_cache=args.grad_cache,
         reference=reference,
-        teach=teacher_function(args.teacher, conversation, args) if args.teacher and args.distilled else None,
+        teach=teacher_function(args.teacher, conversation, args, width) if args.teacher and args.distilled else None,
         dev_sets=sets,
         model=model,
         args=args,
