@@ -27,6 +27,7 @@ from tests.test_sft import assert_same, plain_qwen2, records, weights
 from training import losses, policy, rl
 from training.beir import DataError
 from training.data import Record
+from training.environment import Environment
 from training.policy import PolicyTrainer, fused_head_is_right, log_probabilities
 from training.reward import RewardSettings, scaled_dcg
 from training.rl_config import parse
@@ -381,6 +382,24 @@ def test_finished_rollouts_learn_from_the_teacher_of_their_query(
     )
 
 
+def test_vectors_of_a_large_corpus_lie_in_a_file(
+    ready: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds: list[type] = []
+    plain = Environment.step
+
+    def record(self: Environment, *args: Any, **kwargs: Any) -> Any:
+        kinds.append(type(self.vectors))
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(Environment, "step", record)
+    values = settings(ready, data, tmp_path / "memory", max_steps=2)
+    small = run(tmp_path, **values)
+    monkeypatch.setattr(rl, "MAPPED_FROM", 3)
+    assert_same(small, run(tmp_path, **values | {"output_dir": str(tmp_path / "file")}))
+    assert set(kinds[: len(kinds) // 2]) == {np.ndarray} and set(kinds[len(kinds) // 2 :]) == {np.memmap}
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.02])
 def test_direct_embeddings_are_held_where_stage_1_left_them(
     beta: float, ready: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -501,8 +520,6 @@ def test_two_processes_share_one_environment(ready: Path, data: Path, tmp_path: 
 def test_a_full_disk_leaves_the_earlier_checkpoint(
     ready: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training.environment import Environment
-
     original = Environment.save
 
     def fail(self: Any, folder: Path) -> None:
@@ -541,6 +558,7 @@ def test_another_corpus_data_or_setting_is_not_continued(finished: Path, tmp_pat
         ({"environment": {"budgets": 3}}, r"environment must map some of \['neighbours'.*got \{'budgets': 3\}"),
         ({"environment": {"budget": -3}}, "budget must be an integer >= 0, got -3"),
         ({"reward": {"failed": 0.5}}, "failed must be below"),
+        ({"reward": {"dcg": "much"}}, "reward holds a value of the wrong type"),
         ({"top_p": 0.9}, "top_p must keep its default, got 0.9"),
         ({"save_steps": 1, "steps_per_generation": 4}, "save_steps .1. times .* must be a multiple"),
         ({"per_device_train_batch_size": 4096}, "fewer than the 2048 of one step"),

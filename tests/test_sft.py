@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
@@ -213,14 +214,23 @@ def test_a_finished_run_is_not_trained_again(finished: Path, still: Path, data: 
         assert torch.equal(value, before[name])
 
 
+@pytest.mark.parametrize(
+    "problem",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/7: No space left on device"),
+    ],
+    ids=["python", "safetensors", "torch"],
+)
 def test_a_full_disk_leaves_the_earlier_checkpoint(
-    still: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    problem: Exception, still: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = trainer.EmbeddingTrainer._save_optimizer_and_scheduler
 
     def fail(self, folder):  # type: ignore[no-untyped-def]
         if "checkpoint-4" in str(folder):
-            raise OSError(28, "No space left on device")
+            raise problem
         original(self, folder)
 
     values = settings(still, data, tmp_path / "run", max_steps=6, save_total_limit=1)
@@ -255,6 +265,10 @@ def test_a_loss_that_is_no_number_stops_the_run(still: Path, data: Path, tmp_pat
         ({"sources": None}, "sources must map each source"),
         ({"sources": {"gamma": 1}}, "gamma"),
         ({"distil_weight": 1.0}, "need a teacher"),
+        ({"kl_weight": -1.0}, "kl_weight must be at least 0, got -1"),
+        ({"negatives": -1}, "negatives must be at least 0, got -1"),
+        ({"prompts": {"direct_anwser": "x"}}, r"prompts must map some of \['embed_token'.*got \{'direct_anwser'"),
+        ({"document_lengths": [16, 40]}, r"document_lengths must map numbers of tokens .* got \[16, 40\]"),
         ({"own_reasoning": 2}, "own_reasoning must be from 0 to 1, got 2"),
         ({"gradient_accumulation_steps": 2}, "raise per_device_train_batch_size instead"),
         ({"groups_per_step": 3}, "groups_per_step .3. must divide"),
@@ -282,6 +296,53 @@ def test_a_teacher_of_another_dimension_can_only_tell_neighbourhoods(
         return
     with pytest.raises(ValueError, match="has vectors of 8 dimensions and the model of 32"):
         run(tmp_path, **values)
+
+
+def test_a_refused_command_leaves_nothing_behind(still: Path, data: Path, tmp_path: Path) -> None:
+    values = settings(still, data, tmp_path / "run", max_steps=1)
+    with pytest.raises(ValueError, match="No source has 32 records"):
+        run(tmp_path, **values | {"per_device_train_batch_size": 64})
+    run(tmp_path, **values)
+
+
+@pytest.mark.parametrize("grad_cache", [True, False])
+def test_language_alone_can_be_trained(grad_cache: bool, still: Path, data: Path, tmp_path: Path) -> None:
+    off = {"contrast_weight": 0.0, "triplet_weight": 0.0, "kl_weight": 0.0, "grad_cache": grad_cache}
+    folder = run(tmp_path, **settings(still, data, tmp_path / "run", **off))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["language"] for row in rows if "language" in row]
+    assert losses[-1] < losses[0]
+    assert folder.is_dir() and not any(name.startswith(("contrast", "triplet")) for row in rows for name in row)
+
+
+@pytest.mark.parametrize("name", ["mini", "mini-text"])
+def test_the_configs_of_the_packaged_model_train_one_of_its_architecture(
+    name: str, still: Path, data: Path, tmp_path: Path
+) -> None:
+    """The files as they are; only the model, its teacher, the data and the sizes are replaced."""
+    teacher = tmp_path / "teacher"
+    ReasoningEmbedder(str(still), device="cpu").save_pretrained(str(teacher))
+    small = [
+        *("--model_name_or_path", str(still), "--teacher", str(teacher)),
+        *("--data", str(data), "--sources", '{"alpha": 1, "beta": 1}', "--document_lengths", '{"16": 1}'),
+        *("--output_dir", str(tmp_path / "run"), "--max_steps", "2", "--per_device_train_batch_size", "8"),
+        *("--max_length", "64", "--bf16", "false", "--eval_strategy", "no", "--logging_steps", "1"),
+        *("--learning_rate", "3e-3", "--warmup_steps", "0", "--disable_tqdm", "true"),
+    ]
+    args, model_args = parse("", ["--config", str(CONFIGS / f"{name}.yaml"), *small])
+    folder = sft.train(args, model_args)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    terms = {"language", "contrast_direct", "triplet_own", "contrast_target", "distil", "relation", "distil_own"}
+    assert terms <= set(rows[0])
+    assert rows[0]["distil"] < 1e-4, "it begins where its teacher is"
+    # What is exported lies between the start and the last checkpoint, where the config says so.
+    before, after, last = weights(still), weights(folder), weights(last_checkpoint(tmp_path / "run") or folder)
+    row = "bert.encoder.layer.0.output.dense.weight"
+    share = args.average_with_start
+    expected = share * before[row] + (1 - share) * last[row]
+    assert share == {"mini": 0.0, "mini-text": 0.5}[name]
+    torch.testing.assert_close(after[row].float(), expected, atol=5e-4, rtol=0)
+    assert (last[row] - before[row]).abs().max() > 3e-3
 
 
 def test_a_base_without_chat_template_is_refused(still: Path, data: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ class RLArguments(GRPOConfig):
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "sources", "environment", "reward"]
 
     data: str | None = dataclasses.field(
-        default=None, metadata={"help": "Folder of the sources that are given by name alone."}
+        default=None, metadata={"help": "Folder of the sources that are given by name alone (ours)."}
     )
     sources: dict | str | None = dataclasses.field(
         default=None,
@@ -31,16 +31,18 @@ class RLArguments(GRPOConfig):
         },
     )
     exclude: list[str] | None = dataclasses.field(
-        default=None, metadata={"help": "BEIR folders whose queries must not be trained on, nor close copies of them."}
+        default=None,
+        metadata={"help": "BEIR folders whose queries must not be trained on, nor close copies of them (ours)."},
     )
     corpus: list[str] | None = dataclasses.field(
         default=None,
         metadata={
-            "help": "BEIR folders whose documents join those of the sources in the corpus that rollouts are ranked in."
+            "help": "BEIR folders whose documents join those of the sources in the corpus that rollouts are ranked "
+            "in (ours)."
         },
     )
     dev: list[str] | None = dataclasses.field(
-        default=None, metadata={"help": "BEIR folders whose dev split chooses the best checkpoint."}
+        default=None, metadata={"help": "BEIR folders whose dev split chooses the best checkpoint (ours)."}
     )
     held_out_one_in: int = dataclasses.field(
         default=60, metadata={"help": "One in so many training records is kept apart to choose by (ours)."}
@@ -101,7 +103,7 @@ class RLArguments(GRPOConfig):
     )
     export_dtype: str = dataclasses.field(
         default="bfloat16",
-        metadata={"help": "Of the exported weights.", "choices": ["float32", "float16", "bfloat16"]},
+        metadata={"help": "Of the exported weights (ours).", "choices": ["float32", "float16", "bfloat16"]},
     )
     num_generations: int = dataclasses.field(
         default=8, metadata={"help": "Rollouts of a query, G (group: paper; number: ours)."}
@@ -169,7 +171,10 @@ def _settings(kind: type[Settings], name: str, given: Any) -> Settings:
     known = [field.name for field in dataclasses.fields(cast(Any, kind))]
     if given is not None and (not isinstance(given, Mapping) or set(given) - set(known)):
         raise ValueError(f"{name} must map some of {known} to values, got {given!r}.")
-    return kind(**(given or {}))
+    try:
+        return kind(**(given or {}))
+    except TypeError as error:  # a word where a number belongs
+        raise ValueError(f"{name} holds a value of the wrong type: {error}; got {given!r}.") from error
 
 
 def parse(description: str, argv: Sequence[str] | None = None) -> tuple[RLArguments, ModelConfig]:

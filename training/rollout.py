@@ -31,7 +31,7 @@ from training import dev
 from training.beir import BeirData, DataError
 from training.data import Record, document_key
 from training.environment import Encode, Environment, EnvironmentSettings
-from training.reward import RewardSettings, rewards
+from training.reward import RewardSettings, is_finished, rewards
 from training.runs import without_wrapper
 
 ENVIRONMENT_FOLDER = "environment"
@@ -93,6 +93,7 @@ class Rollouts:
         document_length: Most tokens of a document.
         batch_size: Rollouts written at once.
         negatives: Documents that each rollout is to be told from, see ``memory``; 0 for none.
+        folder: Where the environment's vectors lie, memory-mapped; None keeps them in memory.
         environment: The corpus under the policy, on the first process; built before the first step unless given.
         seconds: What the rollouts since it was last cleared took.
         judged: What to log of them.
@@ -108,6 +109,7 @@ class Rollouts:
     document_length: int
     batch_size: int
     negatives: int = 0
+    folder: Path | None = None
     environment: Environment | None = None
     seconds: defaultdict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     judged: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -203,8 +205,8 @@ class Rollouts:
         """Not tested: no machine of ours has vLLM. The states take a forward pass over what it wrote."""
         token = self.conversation.embed_token_id
         chosen, odds = trainer._generate_single_turn(prompts, None, {}, trainer.num_generations)
-        finished = [ids[-1] == token for ids in chosen]
-        ids = [row[:-1] if row[-1] in trainer.eos_token_ids else row for row in chosen]
+        finished = [is_finished(ids, token) for ids in chosen]
+        ids = [row[:-1] if row[-1:] and row[-1] in trainer.eos_token_ids else row for row in chosen]
         turns = [[*prompt, *row, token] for prompt, row in zip(prompts, ids, strict=True)]
         states = decoding.embed(model, turns, batch_size=self.batch_size)
         return [decoding.Generation(*row) for row in zip(ids, finished, states, chosen, odds, strict=True)]
@@ -215,7 +217,7 @@ class Rollouts:
         encode = self.encoder(model)
         began = time.perf_counter()
         if self.environment is None:
-            self.environment = Environment.build(self.task.documents, encode, self.settings)
+            self.environment = Environment.build(self.task.documents, encode, self.settings, folder=self.folder)
         built = time.perf_counter()
         done = [row for row, good in enumerate(batch.finished) if good]
         positives = [batch.positives[row] for row in done]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from trl.models.utils import unwrap_model_for_generation
 
@@ -57,6 +59,24 @@ def check_same_run(out: Path, settings: Mapping[str, Any]) -> None:
             f"{out} holds a run with other settings ({told}). Go on with the same settings, give another output_dir, "
             "or delete the folder."
         )
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """What torch and safetensors make of a full disk becomes the OSError that it is.
+
+    Raises:
+        OSError: One of them could not write.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    except RuntimeError as error:
+        # As torch.save says it; other errors are none of ours.
+        if "StreamWriter" not in str(error) and "unexpected pos" not in str(error):
+            raise
+        raise OSError(str(error)) from error
 
 
 def last_checkpoint(out: Path) -> Path | None:
@@ -111,8 +131,9 @@ class EmbedderRun:
     def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         try:
-            self.save_beside(folder)
-            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            with writing():
+                self.save_beside(folder)
+                super()._save_checkpoint(model, trial)  # type: ignore[misc]
         except Exception as error:
             shutil.rmtree(folder, ignore_errors=True)
             error.add_note(

@@ -36,7 +36,7 @@ from training.beir import BeirData, beir_folders, read_beir
 from training.data import Record
 from training.export import average, export
 from training.reasoning import load_embedder
-from training.runs import check_same_run, fingerprint, last_checkpoint
+from training.runs import check_same_run, fingerprint, last_checkpoint, writing
 from training.sft_config import SFTArguments, parse
 from training.trainer import EmbeddingTrainer
 from training.turns import Collator
@@ -71,7 +71,7 @@ def load_base(
             "tuned model, or add the template that it was trained with."
         )
     own = Prompts.load(folder) if (folder / PROMPTS_FILE).exists() else None
-    words = Prompts(**prompts) if prompts is not None else own
+    words = given_prompts(prompts) if prompts is not None else own
     if words is None:
         raise ValueError(f"{folder} holds no {PROMPTS_FILE}; the settings must give prompts.")
     if own is not None and own != words:
@@ -81,6 +81,18 @@ def load_base(
         tokenizer.add_special_tokens({"additional_special_tokens": [words.embed_token]})
         add_token(model, cast(int, tokenizer.convert_tokens_to_ids(words.embed_token)), tokenizer.eos_token_id)
     return model, tokenizer, words
+
+
+def given_prompts(prompts: Any) -> Prompts:
+    """The words that settings give.
+
+    Raises:
+        ValueError: They are no mapping, or hold an unknown name.
+    """
+    known = [field.name for field in dataclasses.fields(Prompts)]
+    if not isinstance(prompts, Mapping) or set(prompts) - set(known):
+        raise ValueError(f"prompts must map some of {known} to values, got {prompts!r}.")
+    return Prompts(**prompts)
 
 
 @torch.no_grad()
@@ -214,7 +226,6 @@ def train(args: SFTArguments, model_args: ModelConfig) -> Path:
     settings = {name: value for name, value in args.to_dict().items() if name not in FREE}
     adapters = {name: value for name, value in dataclasses.asdict(model_args).items() if name != "model_name_or_path"}
     content = hashlib.sha256("\n".join(map(repr, records)).encode(errors="surrogatepass")).hexdigest()[:16]
-    check_same_run(out, {**settings, **adapters, "base": fingerprint(folder), "training_records": content})
     order = stream(training, {id(record): row for row, record in enumerate(records)}, args)
     args.max_steps = len(order) // (args.per_device_train_batch_size * args.world_size)
     records = within_budget(records, conversation)
@@ -246,6 +257,8 @@ def train(args: SFTArguments, model_args: ModelConfig) -> Path:
         processing_class=tokenizer,
         peft_config=peft_config,
     )
+    # Not before everything fits: a refused command leaves nothing that its correction would have to agree with.
+    check_same_run(out, {**settings, **adapters, "base": fingerprint(folder), "training_records": content})
     start = last_checkpoint(out)
     if start is not None:
         logger.info("going on from %s", start)
@@ -275,9 +288,10 @@ def finish(
     target = out / "model"
     if trainer.is_world_process_zero():
         # TRL's head is a function put on the instance; the saved class is the plain one.
-        export(trained, tokenizer, conversation, target, getattr(torch, args.export_dtype))
-        lines = "".join(json.dumps(row) + "\n" for row in trainer.state.log_history)
-        (out / "metrics.jsonl").write_text(lines, encoding="utf-8")
+        with writing():
+            export(trained, tokenizer, conversation, target, getattr(torch, args.export_dtype))
+            lines = "".join(json.dumps(row) + "\n" for row in trainer.state.log_history)
+            (out / "metrics.jsonl").write_text(lines, encoding="utf-8")
     return target
 
 

@@ -18,7 +18,7 @@ class SFTArguments(SFTConfig):
     _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "sources", "prompts", "document_lengths"]
 
     data: str | None = dataclasses.field(
-        default=None, metadata={"help": "Folder of the sources that are given by name alone."}
+        default=None, metadata={"help": "Folder of the sources that are given by name alone (ours)."}
     )
     sources: dict | str | None = dataclasses.field(
         default=None,
@@ -29,10 +29,11 @@ class SFTArguments(SFTConfig):
         },
     )
     exclude: list[str] | None = dataclasses.field(
-        default=None, metadata={"help": "BEIR folders whose queries must not be trained on, nor close copies of them."}
+        default=None,
+        metadata={"help": "BEIR folders whose queries must not be trained on, nor close copies of them (ours)."},
     )
     dev: list[str] | None = dataclasses.field(
-        default=None, metadata={"help": "BEIR folders whose dev split chooses the best checkpoint."}
+        default=None, metadata={"help": "BEIR folders whose dev split chooses the best checkpoint (ours)."}
     )
     held_out_one_in: int = dataclasses.field(
         default=60, metadata={"help": "One in so many training records is kept apart to choose by (ours)."}
@@ -42,7 +43,9 @@ class SFTArguments(SFTConfig):
     )
     prompts: dict | str | None = dataclasses.field(
         default=None,
-        metadata={"help": "The words of the two turns, see searchr3_embed.conversation.Prompts; default: the base's."},
+        metadata={
+            "help": "The words of the two turns, see searchr3_embed.conversation.Prompts; default: the base's (ours)."
+        },
     )
     query_length: int = dataclasses.field(default=64, metadata={"help": "Most tokens of a query (ours)."})
     document_lengths: dict | str | None = dataclasses.field(
@@ -123,7 +126,7 @@ class SFTArguments(SFTConfig):
     )
     export_dtype: str = dataclasses.field(
         default="bfloat16",
-        metadata={"help": "Of the exported weights.", "choices": ["float32", "float16", "bfloat16"]},
+        metadata={"help": "Of the exported weights (ours).", "choices": ["float32", "float16", "bfloat16"]},
     )
 
     def __post_init__(self) -> None:
@@ -131,12 +134,18 @@ class SFTArguments(SFTConfig):
         self.remove_unused_columns = False
         self.dataset_kwargs = {"skip_prepare_dataset": True}
         lengths = cast(Mapping[Any, float], self.document_lengths or {512: 1.0})
+        if not isinstance(lengths, Mapping):
+            raise ValueError(f"document_lengths must map numbers of tokens to shares of steps, got {lengths!r}.")
         self.document_lengths = {int(length): float(share) for length, share in lengths.items()}
         if not self.sources or not isinstance(self.sources, dict):
             raise ValueError(f"sources must map each source to its weight, got {self.sources!r}.")
         for name in ("tau", "query_length", "groups_per_step", "tokens_per_forward", "held_out_one_in"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}.")
+        weights = ("language", "kl", "contrast", "triplet", "distil", "relation", "distil_reasoning")
+        for name in (*(f"{one}_weight" for one in weights), "negatives", "own_temperature", "held_out_limit"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)!r}.")
         for name in ("own_reasoning", "average_with_start"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)!r}.")

@@ -142,7 +142,8 @@ class EmbeddingTrainer(EmbedderRun, SFTTrainer):
         parts: dict[str, Tensor] = {}
 
         def embedding_loss(vectors: Tensor) -> Tensor:
-            loss = vectors.new_zeros(())
+            # With a gradient even where every term is switched off.
+            loss = 0 * vectors.sum()
             for name, weight, value in self._embedding_terms(batch, views, vectors, documents):
                 parts[name] = value.detach()
                 loss = loss + weight * value
