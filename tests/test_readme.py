@@ -20,7 +20,10 @@ SHOWN = re.compile(r"^print\(.*\)\n((?:# .*\n?)+)", re.MULTILINE)
 MODULES = {
     *(
         f"training.{name}"
-        for name in ("base_model", "reasoning", "negatives", "sft", "evaluate", "curves", "ablation", "cloze", "rl")
+        for name in (
+            *("base_model", "reasoning", "negatives", "cloze", "sft", "rl"),
+            *("held_out", "evaluate", "curves", "ablation"),
+        )
     ),
     "benchmarks",
     "benchmarks.fidelity",
