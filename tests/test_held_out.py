@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_evaluate import write_beir
 from training import held_out
 from training.beir import read_beir
 from training.data import load, split_held_out
@@ -57,6 +58,20 @@ def test_the_same_command_writes_the_same_sets(data: Path, tmp_path: Path) -> No
         for name in ("one", "two", "three")
     )
     assert one == two and one["queries.jsonl"] == three["queries.jsonl"] and one != three
+
+
+def test_beir_folders_keep_their_names(tmp_path: Path) -> None:
+    sources = []
+    for name in ("one", "two"):
+        folder = write_beir(tmp_path / name, zipped=False)
+        (folder / "qrels.tsv").rename(folder / "qrels_train.tsv")
+        # Records of an earlier source are not repeated, so the queries of the two differ.
+        queries = folder / "queries.jsonl"
+        queries.write_text(queries.read_text().replace('"text": "', f'"text": "{name} '))
+        sources.append(f"{folder}:train")
+    assert held_out.main(["--source", *sources, "--one-in", "1", "--out", str(tmp_path / "sets")]) == 0
+    for name in ("one", "two"):
+        assert {text.split()[0] for text in read_beir(tmp_path / "sets" / name).queries.values()} == {name}
 
 
 @pytest.mark.parametrize(

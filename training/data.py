@@ -196,7 +196,7 @@ def read_records(path: Path) -> list[Record]:
             row = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
             raise DataError(f"{where}: not JSON: {error}") from None
-        records.append(_parse(where, row, _stem(path)))
+        records.append(_parse(where, row, stem_of(path)))
     if not records:
         raise DataError(f"{path}: empty; expected one JSON record a line")
     return records
@@ -232,10 +232,11 @@ def _named_file(folder: Path, name: str) -> Path | None:
 
 
 def _names(folder: Path) -> set[str]:
-    return {_stem(path) for ending in ("*.jsonl", "*.jsonl.gz") for path in folder.glob(ending)}
+    return {stem_of(path) for ending in ("*.jsonl", "*.jsonl.gz") for path in folder.glob(ending)}
 
 
-def _stem(path: Path) -> str:
+def stem_of(path: Path) -> str:
+    """The source's name in the name of its file."""
     return path.name.removesuffix(".gz").removesuffix(".jsonl")
 
 

@@ -19,10 +19,10 @@ from pathlib import Path
 
 from searchr3_embed.vector_cache import replacing
 from training.beir import BeirData, DataError
-from training.data import Record, load, split_held_out
+from training.data import HUB, Record, load, split_held_out, stem_of
 
 
-def held_out_set(
+def retrieval_set(
     source: str, records: Sequence[Record], *, one_in: int, limit: int, others: int, seed: int
 ) -> BeirData | None:
     """The held-out queries of a source with all their positives and some more documents of it.
@@ -68,6 +68,11 @@ def write_beir(data: BeirData, folder: Path) -> None:
             file.write("".join(f"{query}\t{document}\t{score}\n" for document, score in judged.items()).encode())
 
 
+def _name(spec: str) -> str:
+    """The folder for a source: its name without where it lies, its ending, and the split behind a colon."""
+    return stem_of(Path(spec.removeprefix(HUB).split(":")[0]))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status (2 for input that cannot be used)."""
     parser = argparse.ArgumentParser(
@@ -90,14 +95,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             if getattr(args, name) < least:
                 option = "--" + name.replace("_", "-")
                 raise DataError(f"{option} must be an integer >= {least}, got {getattr(args, name)}")
-        folders = {spec: Path(spec.split(":")[-1]).name.split(".jsonl")[0] for spec in args.source}
+        folders = {spec: _name(spec) for spec in args.source}
         if len(set(folders.values())) < len(args.source):
             raise DataError(f"two sources have one name: {', '.join(args.source)}")
         loaded = load(dict.fromkeys(args.source, 1.0), args.data, exclude=args.exclude)
         numbers = {"one_in": args.one_in, "limit": args.limit, "others": args.others, "seed": args.seed}
         written = 0
         for spec, records in loaded.sources.items():
-            data = held_out_set(folders[spec], records, **numbers)
+            data = retrieval_set(folders[spec], records, **numbers)
             if data is None:
                 print(f"{spec}: no query is held out of {len(records)}; no set", file=sys.stderr)
                 continue
