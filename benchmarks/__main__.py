@@ -24,9 +24,9 @@ from benchmarks.memory import ProcessError
 from benchmarks.setting import FULL, QUICK, Setting
 from benchmarks.timing import DisagreementError
 from benchmarks.workloads import WORKLOADS
-from searchr3_embed.checkpoints import CheckpointError
-from training.beir import DataError
-from training.report import environment
+from searchr3_embed.checkpoint.loading import CheckpointError
+from training.data.beir import DataError
+from training.evaluate.report import environment
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from training.beir import DataError, beir_folders, read_beir
+from training.data.beir import DataError, beir_folders, read_beir
 
 if TYPE_CHECKING:
     from searchr3_embed import Reasoning, ReasoningEmbedder
@@ -210,8 +210,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
 
     from searchr3_embed import ReasoningEmbedder
-    from searchr3_embed.checkpoints import CheckpointError
-    from training.report import environment
+    from searchr3_embed.checkpoint.loading import CheckpointError
+    from training.evaluate.report import environment
 
     try:
         queries = sample_queries(args.queries, args.count)

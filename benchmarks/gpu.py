@@ -28,8 +28,8 @@ from benchmarks.setting import stock_lm
 from benchmarks.timing import LEAST_COSINE, DisagreementError
 from benchmarks.workloads import PEER_A, PEER_B, our_queries, peer_queries
 from searchr3_embed import ReasoningEmbedder
-from training.beir import DataError
-from training.report import environment
+from training.data.beir import DataError
+from training.evaluate.report import environment
 
 SHAPES = {"qwen2.5-1.5b": steered.QWEN_1_5B, "20m": steered.Shape(), "tiny": steered.Shape(64, 2, 2, 1, 128)}
 SYSTEM_TOKENS = {"W1": 16, "W2": 120}

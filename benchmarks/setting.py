@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks import steered
 from benchmarks.fidelity import sample_queries
 from searchr3_embed import ReasoningEmbedder
-from training.beir import DataError, beir_folders, read_beir
+from training.data.beir import DataError, beir_folders, read_beir
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import faiss
 
 from searchr3_embed import ReasoningEmbedder
-from searchr3_embed.stdlib_docs import read_stdlib
+from searchr3_embed.search.python_docs import read_stdlib
 
 MODULES = ("csv.", "json.", "pathlib.Path.", "shutil.", "random.", "textwrap.", "zipfile.ZipFile.")
 QUESTIONS = ["how do i copy a file?", "pick a random element from a list", "wrap a long line of text"]

@@ -13,7 +13,7 @@ from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_searchr3 import SearchR3Embeddings
 
-from searchr3_embed.stdlib_docs import read_stdlib
+from searchr3_embed.search.python_docs import read_stdlib
 
 MODULES = ("random.", "shutil.", "textwrap.", "statistics.")
 QUESTIONS = ["how do i pick a random element of a list?", "the middle value of some numbers", "delete a whole folder"]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from searchr3_embed import cli, stdlib_docs
+from searchr3_embed.cli import main as cli
+from searchr3_embed.search import python_docs
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,7 +28,7 @@ MODULES = {
     ),
     "benchmarks",
     "benchmarks.fidelity",
-    "benchmarks.environment",
+    "benchmarks.rl_environment",
 }
 
 
@@ -76,8 +77,8 @@ def test_cli_commands_run(command: str, tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "notes" / "rivers.md").write_text("# Rivers\n\nThe Seine flows through Paris into the Channel.\n")
     (tmp_path / "questions.txt").write_text("how do rivers end?\nwhat is a delta?\n")
     # All of the standard library takes minutes to embed; its reader is tested elsewhere.
-    some = stdlib_docs.read_stdlib()[:40]
-    monkeypatch.setattr(stdlib_docs, "read_stdlib", lambda: some)
+    some = python_docs.read_stdlib()[:40]
+    monkeypatch.setattr(python_docs, "read_stdlib", lambda: some)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert cli.main(shlex.split(command)[1:]) == 0
 
@@ -95,7 +96,7 @@ def test_module_commands_take_their_options(command: str) -> None:
     module = words[words.index("-m") + 1]
     assert module in MODULES
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subcommand = ["terms"] if module == "training.reasoning" else []
+    subcommand = ["terms"] if module == "training.prepare.reasoning_targets" else []
     help_text = subprocess.run(
         [sys.executable, "-m", module, *subcommand, "--help"],
         capture_output=True,

@@ -2,7 +2,7 @@
 
 import sys
 
-from searchr3_embed.cli import main
+from searchr3_embed.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

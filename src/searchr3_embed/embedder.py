@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PretrainedConfig, PreTrainedModel
 
-from searchr3_embed import checkpoints, cpu_kernels, decoding
-from searchr3_embed.coalescing import Coalescer
+from searchr3_embed.async_batching import Coalescer
+from searchr3_embed.checkpoint import loading
 from searchr3_embed.conversation import Conversation, OnTruncate, check_texts
+from searchr3_embed.engine import decode
+from searchr3_embed.engine.cpu import kernels
 
 _REASONING_OPTIONS = ("reason", "max_reasoning_tokens")
 # Async calls that wait together are computed in batches of so many rows, unless they say otherwise: they are what a
@@ -106,7 +108,7 @@ class ReasoningEmbedder(SentenceTransformer):
 
     def __init__(
         self,
-        model_name_or_path: str | os.PathLike[str] = checkpoints.PACKAGED,
+        model_name_or_path: str | os.PathLike[str] = loading.PACKAGED,
         *,
         device: str | None = None,
         system_prompts: Mapping[str, str] | None = None,
@@ -121,9 +123,7 @@ class ReasoningEmbedder(SentenceTransformer):
             raise ValueError("model_name_or_path must be an alias, a folder or a hub id, got None.")
         find = {name: kwargs.get(name) for name in ("revision", "token", "cache_folder")}
         find["cache_folder"] = find["cache_folder"] or os.getenv("SENTENCE_TRANSFORMERS_HOME")
-        folder = checkpoints.find(
-            model_name_or_path, local_files_only=bool(kwargs.pop("local_files_only", False)), **find
-        )
+        folder = loading.find(model_name_or_path, local_files_only=bool(kwargs.pop("local_files_only", False)), **find)
         for name in ("revision", "token", "cache_folder"):
             kwargs.pop(name, None)
         # Read by _load_modules, which the base class calls when it is ready for it.
@@ -154,7 +154,7 @@ class ReasoningEmbedder(SentenceTransformer):
         if card.is_file():
             vars(self)["_model_card_text"] = card.read_text(encoding="utf-8")
         options = self._load_options
-        checkpoint = checkpoints.load(
+        checkpoint = loading.load(
             folder,
             name=options["name"],
             device=options["device"] or get_device_name(),
@@ -164,7 +164,7 @@ class ReasoningEmbedder(SentenceTransformer):
         )
         self.conversation = checkpoint.conversation
         if checkpoint.model.device.type == "cpu":
-            cpu_kernels.speed_up(checkpoint.model)
+            kernels.speed_up(checkpoint.model)
         transformer = CausalTransformer(checkpoint)
         modules: list[nn.Module] = [
             transformer,
@@ -381,7 +381,7 @@ class ReasoningEmbedder(SentenceTransformer):
             else:
                 turns = self.conversation.direct_ids(texts)
                 with tqdm(total=len(turns), desc="Embedding", disable=not show_progress_bar) as bar:
-                    states = decoding.embed(self.causal_lm, turns, batch_size=batch_size, progress=bar.update)
+                    states = decode.embed(self.causal_lm, turns, batch_size=batch_size, progress=bar.update)
             embeddings = self._finish(states)
             if truncate_dim is not None:
                 embeddings = truncate_embeddings(embeddings, truncate_dim)
@@ -391,11 +391,11 @@ class ReasoningEmbedder(SentenceTransformer):
 
     def _think(
         self, texts: list[str], batch_size: int, max_reasoning_tokens: int | None, show_progress_bar: bool
-    ) -> tuple[list[list[int]], list[decoding.Generation]]:
+    ) -> tuple[list[list[int]], list[decode.Generation]]:
         budget = self.conversation.check_budget(max_reasoning_tokens)
         prompts = self.conversation.reasoning_ids(texts, budget)
         with tqdm(total=len(prompts), desc="Thinking", disable=not show_progress_bar) as bar:
-            generations = decoding.think(
+            generations = decode.think(
                 self.causal_lm,
                 prompts,
                 embed_token_id=self.conversation.embed_token_id,
@@ -460,7 +460,7 @@ class CausalTransformer(Transformer):
     along.
     """
 
-    def __init__(self, checkpoint: checkpoints.Checkpoint) -> None:
+    def __init__(self, checkpoint: loading.Checkpoint) -> None:
         # A list, because a Module can't hold another one before it is initialised.
         self._loaded = [checkpoint.model]
         # Text only: with a chat template at hand the stock module would offer conversations too, in its own words.

@@ -9,7 +9,7 @@ from langchain_core.utils import from_env
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, PrivateAttr
 
 from searchr3_embed import ReasoningEmbedder
-from searchr3_embed.lazy import LazyEmbedder
+from searchr3_embed.lazy_embedder import LazyEmbedder
 
 
 class SearchR3Embeddings(BaseModel, Embeddings):

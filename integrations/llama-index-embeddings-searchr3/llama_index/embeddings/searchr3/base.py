@@ -8,7 +8,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
 from searchr3_embed import ReasoningEmbedder
-from searchr3_embed.lazy import LazyEmbedder
+from searchr3_embed.lazy_embedder import LazyEmbedder
 
 
 class SearchR3Embedding(BaseEmbedding):

@@ -1,0 +1,102 @@
+"""What a bug report needs. Whatever cannot be found out is said to be so; nothing here fails."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from searchr3_embed.search.vector_cache import default_cache_folder
+
+_LIBRARIES = (
+    "searchr3-embed",
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "tokenizers",
+    "safetensors",
+    "huggingface-hub",
+    "faiss-cpu",
+    "numpy",
+    "tqdm",
+)
+
+
+def report(cache_folder: str | None) -> dict[str, dict[str, Any]]:
+    """Versions, devices, the packaged checkpoint and the cache.
+
+    Args:
+        cache_folder: Folder of document vectors; None for the default one.
+
+    Returns:
+        Section -> name -> value, all of them JSON values.
+    """
+    versions: dict[str, Any] = {}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    folder = Path(cache_folder) if cache_folder else default_cache_folder()
+    files = list(folder.glob("*.npz")) if folder.is_dir() else []
+    cache = {"folder": str(folder), "files": len(files), "bytes": sum(file.stat().st_size for file in files)}
+    system = {
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+    }
+    return {
+        "system": system,
+        "versions": versions,
+        "torch": _guarded(_torch_report),
+        "packaged checkpoint": _guarded(_checkpoint_report),
+        "cache": cache,
+    }
+
+
+def _guarded(section: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return section()
+    except Exception as error:  # a broken installation is what this command is for
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+
+
+def _torch_report() -> dict[str, Any]:
+    import torch
+    from sentence_transformers.util import get_device_name
+
+    report = {"threads": torch.get_num_threads(), "default device": get_device_name(), "cuda": torch.version.cuda}
+    for number in range(torch.cuda.device_count()):
+        report[f"cuda:{number}"] = torch.cuda.get_device_name(number)
+    report["mps"] = torch.backends.mps.is_available()
+    return report
+
+
+def _checkpoint_report() -> dict[str, Any]:
+    from searchr3_embed.checkpoint import loading
+
+    folder = loading.packaged_folder()
+    if not (folder / "config.json").is_file():
+        return {"folder": str(folder), "error": "missing: this installation has no packaged weights"}
+    report = dict(loading.describe(folder))
+    for weights in sorted(folder.glob("*.safetensors")):
+        with open(weights, "rb") as file:
+            report[f"sha256 of {weights.name}"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return report
+
+
+def _processor() -> str:
+    """The processor's name; on Linux platform.processor() knows only its architecture."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,96 @@
+"""``searchr3 demo``: six everyday questions to Python's own documentation, with and without thinking."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import textwrap
+from collections.abc import Sequence
+
+from searchr3_embed.search.index import Answer, Hit, PassageIndex
+
+QUESTIONS = (
+    "How do I parse a date string?",
+    "How do I run another program and capture its output?",
+    "How do I pick a random item from a list?",
+    "How do I make a temporary folder that deletes itself?",
+    "How do I cache the results of a function?",
+    "How do I compare two text files and show the differences?",
+)
+
+_WIDEST = 120
+_NARROWEST_SIDE_BY_SIDE = 76
+
+
+def run(index: PassageIndex, *, top_k: int = 5, max_reasoning_tokens: int | None = None) -> None:
+    """Ask the questions and print what was thought and found, then a summary.
+
+    Args:
+        index: The index over the standard library's documentation.
+        top_k: Hits per question.
+        max_reasoning_tokens: Budget of generated tokens, None for the model's default.
+    """
+    width = min(shutil.get_terminal_size((100, 24)).columns, _WIDEST)
+    for reason in (True, False):  # the first call of anything pays for what later calls reuse
+        index.ask("warm up", reason=reason, max_reasoning_tokens=max_reasoning_tokens)
+    pairs = []
+    for number, question in enumerate(QUESTIONS, 1):
+        thought = index.ask(question, top_k=top_k, max_reasoning_tokens=max_reasoning_tokens)
+        direct = index.ask(question, top_k=top_k, reason=False)
+        pairs.append((thought, direct))
+        print(f"\n{shorten(f'-- {number}/{len(QUESTIONS)}  {question} ', width).ljust(width, '-')}")
+        print("\n".join(comparison(thought, direct, width)))
+    with_reasoning = statistics.median(1000 * thought.embed_seconds for thought, _ in pairs)
+    without = statistics.median(1000 * direct.embed_seconds for _, direct in pairs)
+    print("\n" + "-" * width)
+    for line in (
+        "*: found in this column only",
+        f"{len(index.passages):,} entries, {index.origin}",
+        f"median time per question: {with_reasoning:.0f} ms with reasoning, {without:.0f} ms without",
+    ):
+        print("\n".join(textwrap.wrap(line, width)))
+
+
+def comparison(thought: Answer, direct: Answer, width: int) -> list[str]:
+    """Lay out two answers to one question: side by side, or one below the other where there is no room.
+
+    Args:
+        thought: The answer with reasoning.
+        direct: The answer without.
+        width: Columns of the terminal.
+
+    Returns:
+        Lines no longer than ``width``.
+    """
+    lines: list[str] = []
+    if thought.reasoning is not None:
+        text = thought.reasoning.reasoning or "(nothing)"
+        end = "" if thought.reasoning.finish_reason == "embed_token" else ", cut at the budget"
+        text = f"{' '.join(text.split())}  [{thought.reasoning.reasoning_tokens} tokens{end}]"
+        lines += textwrap.wrap(text, width, initial_indent="thinks:  ", subsequent_indent="         ")
+    side_by_side = width >= _NARROWEST_SIDE_BY_SIDE
+    column = (width - 3) // 2 if side_by_side else width
+    columns = []
+    for name, answer, other in (("with reasoning", thought, direct), ("without", direct, thought)):
+        elsewhere = {hit.passage.id for hit in other.hits}
+        heading = f"{name}, {1000 * answer.embed_seconds:.0f} ms"
+        columns.append([heading, *_hit_lines(answer.hits, elsewhere, column)])
+    if not side_by_side:
+        return [*lines, *columns[0], *columns[1]]
+    rows = max(map(len, columns))
+    left, right = ([*lines_, *[""] * (rows - len(lines_))] for lines_ in columns)
+    return [*lines, *(f"{a.ljust(column)}   {b}".rstrip() for a, b in zip(left, right, strict=True))]
+
+
+def _hit_lines(hits: Sequence[Hit], elsewhere: set[str], width: int) -> list[str]:
+    lines = []
+    for hit in hits:
+        mark = " " if hit.passage.id in elsewhere else "*"
+        lines.append(shorten(f"{hit.score:.3f}{mark} {hit.passage.title or hit.passage.id}", width))
+        lines.append(shorten(f"       {hit.summary}", width))
+    return lines
+
+
+def shorten(text: str, width: int) -> str:
+    """Cut a line to a width, with three dots where something is missing."""
+    return text if len(text) <= width else text[: max(0, width - 3)].rstrip() + "..."

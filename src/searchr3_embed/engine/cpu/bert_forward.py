@@ -1,0 +1,198 @@
+"""The forward pass of a BERT decoder with nothing in it that is not asked for, on a CPU.
+
+The stock pass computes the last layer for every token, though only the states at which a row ends are read: there,
+keys and values are needed everywhere, and all else at those places only. For a model of seven layers that is an eighth
+of all work. It also computes every layer for the padding of shorter rows, where here only attention sees rows side by
+side: all else is given the tokens that there are. Beside that, activations and residual sums are part of the matrix
+products where oneDNN computes them.
+
+The weights are the model's own, and so are the numbers, up to rounding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+from transformers.activations import GELUActivation
+from transformers.models.bert import modeling_bert as bert
+
+from searchr3_embed.engine.cpu.kernels import OneDnnLinear, product, rows_computed
+
+# What a model may consist of; a subclass or a wrapper may compute something else.
+_KNOWN = {
+    *(bert.BertModel, bert.BertEmbeddings, bert.BertEncoder, bert.BertLayer, bert.BertAttention),
+    *(bert.BertSelfAttention, bert.BertSelfOutput, bert.BertIntermediate, bert.BertOutput, GELUActivation),
+    *(nn.Linear, OneDnnLinear, nn.LayerNorm, nn.Embedding, nn.Dropout, nn.ModuleList),
+}
+# Where the hooks are from with which transformers collects hidden states.
+_COLLECTOR = "transformers.utils.output_capturing"
+
+
+def fits(model: PreTrainedModel) -> bool:
+    """Whether :func:`states` computes what the model's own forward pass would.
+
+    It is for plain BERT decoders in evaluation mode on a CPU: not for adapters, hooks, quantised layers, autocast,
+    or layers of other classes, which the stock pass serves.
+    """
+    body: Any = model.base_model
+    return (
+        type(body) is bert.BertModel
+        and body.pooler is None
+        and body.config.is_decoder
+        and body.device.type == "cpu"
+        and not body.training
+        and not torch.is_autocast_enabled("cpu")
+        and all(type(module) in _KNOWN and not _is_hooked(module) for module in body.modules())
+    )
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether anything but transformers' own collector listens in.
+
+    The first call that asks for hidden states leaves its hooks behind, and they do nothing in other calls: a model
+    must not compute differently after it, or a training that goes on would differ from one that was never stopped.
+    """
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(getattr(hook, "__module__", None) != _COLLECTOR for hook in hooks)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Line:
+    """The tokens of several rows one behind the other, as all but attention takes them.
+
+    Attributes:
+        shape: Rows, and tokens of each, padding included.
+        length: Tokens in the line. Those behind the ones that are asked for mean nothing; they are there so that the
+            products have few different sizes.
+        tokens: For each place in the line, its token among those of all rows, int64 of shape (length,); None stands
+            for all tokens in their order.
+        places: The reverse, int64 of shape (rows times tokens,); padding has the place of some other token.
+    """
+
+    shape: tuple[int, int]
+    length: int
+    tokens: Tensor | None = None
+    places: Tensor | None = None
+
+    @classmethod
+    def of(cls, shape: tuple[int, int], layer: nn.Linear, real: Tensor | None = None) -> _Line:
+        """The line of all tokens, or of the real ones alone, for products with layers like ``layer``."""
+        if real is None:
+            return cls(shape, rows_computed(layer, shape[0] * shape[1]))
+        tokens = real.flatten().nonzero().squeeze(1)
+        length = rows_computed(layer, len(tokens))
+        places = (real.flatten().cumsum(0) - 1).clamp_(min=0)
+        return cls(shape, length, F.pad(tokens, (0, length - len(tokens))), places)
+
+    def join(self, rows: Tensor) -> Tensor:
+        """From shape (rows, tokens, size) to (length, size)."""
+        joined = rows.flatten(0, 1)
+        if self.tokens is not None:
+            return joined.index_select(0, self.tokens)
+        missing = self.length - len(joined)
+        return F.pad(joined, (0, 0, 0, missing)) if missing else joined
+
+    def split(self, line: Tensor) -> Tensor:
+        """From shape (length, size) to (rows, tokens, size)."""
+        rows = line[: math.prod(self.shape)] if self.places is None else line.index_select(0, self.places)
+        return rows.view(*self.shape, line.shape[-1])
+
+
+def states(
+    model: PreTrainedModel,
+    ids: Tensor,
+    mask: Tensor | None,
+    positions: Tensor | None,
+    cache: Cache | None,
+    wanted: Tensor | None,
+    real: Tensor | None = None,
+) -> Tensor:
+    """Last hidden states at the places asked for.
+
+    Args:
+        model: A model that :func:`fits`.
+        ids: Token ids, int64 of shape (rows, tokens).
+        mask: Added to the attention scores, shape (rows, 1, tokens, keys); None is causal, and without earlier keys.
+        positions: Int64 of shape (rows, tokens); None counts from 0.
+        cache: Takes the keys and values of all tokens and gives those to look at.
+        wanted: Places among the tokens, int64 of shape (rows, any number); None asks for all.
+        real: Which tokens are no padding, bool of shape (rows, tokens), for which nothing but keys and values without
+            meaning is computed; at least one, and all that are wanted. None says that all are.
+
+    Returns:
+        Shape (rows, places, hidden size); where padding is asked for, it holds no meaning.
+    """
+    body: Any = model.base_model
+    words = body.embeddings
+    *layers, last = body.encoder.layer
+    if positions is None:
+        positions = torch.arange(ids.shape[1], device=ids.device)[None]
+    line = _Line.of((ids.shape[0], ids.shape[1]), last.output.dense, real)
+    hidden = words.word_embeddings(ids) + words.token_type_embeddings.weight[0] + words.position_embeddings(positions)
+    hidden = words.LayerNorm(line.join(hidden))
+    for number, layer in enumerate(layers):
+        hidden = _layer(layer, number, hidden, line, hidden, line, mask, cache)
+    if wanted is None:
+        return line.split(_layer(last, len(layers), hidden, line, hidden, line, mask, cache))
+    rows = torch.arange(len(ids), device=ids.device)[:, None]
+    if mask is None:
+        # A place looks at itself and at what stands before it.
+        hides = torch.arange(ids.shape[1], device=ids.device) > wanted[:, :, None]
+        mask = torch.zeros(hides.shape, dtype=hidden.dtype).masked_fill_(hides, torch.finfo(hidden.dtype).min)[:, None]
+    else:
+        mask = mask.expand(len(ids), -1, -1, -1)[rows, 0, wanted][:, None]
+    token = rows * ids.shape[1] + wanted
+    asked_line = _Line.of((wanted.shape[0], wanted.shape[1]), last.output.dense)
+    asked = asked_line.join(hidden[token if line.places is None else line.places[token]])
+    return asked_line.split(_layer(last, len(layers), hidden, line, asked, asked_line, mask, cache))
+
+
+def _layer(
+    layer: bert.BertLayer,
+    number: int,
+    seen: Tensor,
+    seen_line: _Line,
+    asked: Tensor,
+    asked_line: _Line,
+    mask: Tensor | None,
+    cache: Cache | None,
+) -> Tensor:
+    """One layer at the places ``asked``, whose tokens look at ``seen`` and at what the cache holds.
+
+    Args:
+        layer: The layer.
+        number: Its number.
+        seen: States of shape (tokens, hidden size).
+        seen_line: How they stand.
+        asked: States of shape (places, hidden size).
+        asked_line: How they stand.
+        mask: As for :func:`states`, for the places asked.
+        cache: As there.
+
+    Returns:
+        States in the shape of ``asked``.
+    """
+    attention: Any = layer.attention
+    inner = attention.self
+
+    def heads(projection: nn.Linear, tokens: Tensor, line: _Line) -> Tensor:
+        projected = line.split(product(projection, tokens))
+        return projected.unflatten(2, (inner.num_attention_heads, inner.attention_head_size)).transpose(1, 2)
+
+    keys, values = (heads(projection, seen, seen_line) for projection in (inner.key, inner.value))
+    if cache is not None:
+        keys, values = cache.update(keys, values, number)
+    query = heads(inner.query, asked, asked_line)
+    found = F.scaled_dot_product_attention(
+        query, keys, values, attn_mask=mask, is_causal=mask is None, scale=inner.scaling
+    )
+    found = asked_line.join(found.transpose(1, 2).flatten(2))
+    asked = attention.output.LayerNorm(product(attention.output.dense, found, add=asked))
+    wide = product(layer.intermediate.dense, asked, gelu=True)
+    return layer.output.LayerNorm(product(layer.output.dense, wide, add=asked))

@@ -1,0 +1,249 @@
+"""The cache of document vectors: reuse, repair, and never a wrong vector."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from searchr3_embed import ReasoningEmbedder
+from searchr3_embed.search import vector_cache
+from searchr3_embed.search.vector_cache import cached_vectors, default_cache_folder, model_fingerprint, replacing
+
+
+class Encoder:
+    """Stands for a model: a vector that depends on the text alone, and a record of what it was asked."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        self.texts += texts
+        return self.expected(texts)
+
+    @staticmethod
+    def expected(texts: list[str]) -> np.ndarray:
+        seeds = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
+        rows = [np.frombuffer(seed, dtype=np.uint8)[:8].astype(np.float32) for seed in seeds]
+        return np.stack([row / np.linalg.norm(row) for row in rows])
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    return Encoder()
+
+
+TEXTS = ["alpha", "beta is longer", "gamma", "delta"]
+
+
+def run(folder: Path, encoder: Encoder, texts: list[str], **changed: object) -> vector_cache.CachedVectors:
+    options = {"source": "docs", "fingerprint": "model 1", **changed}
+    result = cached_vectors(texts, encoder, folder=folder, **options)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(result.vectors, Encoder.expected(texts))
+    assert result.vectors.dtype == np.float32
+    return result
+
+
+def test_unchanged_input_is_not_encoded_again(tmp_path: Path, encoder: Encoder) -> None:
+    first = run(tmp_path, encoder, TEXTS)
+    second = run(tmp_path, encoder, TEXTS)
+
+    assert (first.reused, first.encoded) == (0, 4)
+    assert (second.reused, second.encoded) == (4, 0)
+    assert sorted(encoder.texts) == sorted(TEXTS)
+    assert [path.name for path in tmp_path.iterdir()] == [second.path.name], "no temporary file stays"
+
+
+def test_only_what_changed_is_encoded(tmp_path: Path, encoder: Encoder) -> None:
+    run(tmp_path, encoder, TEXTS)
+    encoder.texts.clear()
+
+    result = run(tmp_path, encoder, ["delta", "new", "alpha", "gamma"])
+
+    assert encoder.texts == ["new"]
+    assert (result.reused, result.encoded) == (3, 1)
+
+
+def test_texts_that_are_gone_leave_the_file(tmp_path: Path, encoder: Encoder) -> None:
+    large = run(tmp_path, encoder, [f"text {number}" for number in range(200)]).path.stat().st_size
+    result = run(tmp_path, encoder, ["text 7"])
+
+    assert result.encoded == 0
+    assert result.path.stat().st_size < large / 4
+
+
+def test_a_repeated_text_is_encoded_once(tmp_path: Path, encoder: Encoder) -> None:
+    progress: list[int] = []
+    result = run(tmp_path, encoder, ["same", "other", "same", "same"], progress=progress.append)
+
+    assert sorted(encoder.texts) == ["other", "same"]
+    assert result.encoded == 2
+    assert sum(progress) == 4
+
+
+@pytest.mark.parametrize(
+    "changed", [{"source": "other docs"}, {"fingerprint": "model 2"}, {"settings": {"dimension": 8}}]
+)
+def test_another_source_model_or_setting_shares_nothing(
+    tmp_path: Path, encoder: Encoder, changed: dict[str, object]
+) -> None:
+    before = run(tmp_path, encoder, TEXTS)
+    result = run(tmp_path, encoder, TEXTS, **changed)
+
+    assert (result.reused, result.encoded) == (0, 4)
+    assert result.path != before.path
+    assert run(tmp_path, encoder, TEXTS).encoded == 0, "the first file is untouched"
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _flip_one_bit(path: Path) -> None:
+    with np.load(path) as arrays:
+        vector = arrays["vectors"][0].tobytes()
+    data = bytearray(path.read_bytes())
+    data[data.index(vector) + 3] ^= 1
+    path.write_bytes(data)
+
+
+def _wrong_arrays(path: Path) -> None:
+    with open(path, "wb") as file:
+        np.savez(file, something=np.zeros(3))
+
+
+def _shape_that_lies(path: Path) -> None:
+    with np.load(path) as arrays:
+        stored = dict(arrays)
+    stored["vectors"] = stored["vectors"][:-1]
+    with open(path, "wb") as file:
+        np.savez(file, **stored)
+
+
+def _not_a_number(path: Path) -> None:
+    with np.load(path) as arrays:
+        stored = dict(arrays)
+    stored["vectors"][0, 0] = np.nan
+    with open(path, "wb") as file:
+        np.savez(file, **stored)
+
+
+def _pickle(path: Path) -> None:
+    with open(path, "wb") as file:
+        np.savez(file, keys=np.array([{"a": 1}], dtype=object), vectors=np.zeros((1, 8)), identity=np.array("x"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _truncate,
+        _flip_one_bit,
+        _wrong_arrays,
+        _shape_that_lies,
+        _not_a_number,
+        _pickle,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"not a zip file"),
+    ],
+)
+def test_a_damaged_file_is_made_again(
+    tmp_path: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture, damage: object
+) -> None:
+    path = run(tmp_path, encoder, TEXTS).path
+    damage(path)  # type: ignore[operator]
+    with caplog.at_level(logging.WARNING):
+        repaired = run(tmp_path, encoder, TEXTS)
+
+    assert repaired.encoded == 4
+    assert len(caplog.records) == 1 and "made again" in caplog.text
+    assert run(tmp_path, encoder, TEXTS).encoded == 0
+
+
+def test_what_was_done_before_an_interruption_is_kept(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vector_cache, "_CHUNK", 2)
+
+    def interrupted(texts: list[str]) -> np.ndarray:
+        if encoder.texts:
+            raise KeyboardInterrupt
+        return encoder(texts)
+
+    with pytest.raises(KeyboardInterrupt):
+        cached_vectors(TEXTS, interrupted, folder=tmp_path, source="docs", fingerprint="model 1")
+
+    result = run(tmp_path, encoder, TEXTS)
+    assert (result.reused, result.encoded) == (2, 2)
+    assert sorted(encoder.texts) == sorted(TEXTS), "nothing twice"
+
+
+def test_a_folder_that_cannot_be_written_costs_a_warning_only(
+    tmp_path: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a file").write_text("in the way")
+    with caplog.at_level(logging.WARNING):
+        run(tmp_path / "a file" / "cache", encoder, TEXTS)
+
+    assert "cannot be kept" in caplog.text
+
+
+def test_an_encoder_that_loses_rows_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one vector a text"):
+        cached_vectors(TEXTS, lambda texts: np.zeros((1, 4)), folder=tmp_path, source="docs", fingerprint="m")
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_no_texts(tmp_path: Path, encoder: Encoder) -> None:
+    result = cached_vectors([], encoder, folder=tmp_path, source="docs", fingerprint="m")
+    assert len(result.vectors) == 0 and not encoder.texts
+
+
+def test_unusual_texts_and_source_names(tmp_path: Path, encoder: Encoder) -> None:
+    texts = ["", "\ud800 lone surrogate", "日本語", "a" * 100_000]
+    source = "/weird: \\ name?*\u202e"
+    assert run(tmp_path, encoder, texts, source=source).encoded == 4
+    assert run(tmp_path, encoder, texts, source=source).encoded == 0
+
+
+def test_the_fingerprint_tells_models_apart(mini_checkpoint: Path, qwen2_checkpoint: Path) -> None:
+    embedder = ReasoningEmbedder(mini_checkpoint, device="cpu")
+    first = model_fingerprint(embedder)
+    assert first == model_fingerprint(ReasoningEmbedder(mini_checkpoint, device="cpu")), "the same in every process"
+    assert first != model_fingerprint(ReasoningEmbedder(qwen2_checkpoint, device="cpu"))
+
+    embedder.max_seq_length = embedder.max_seq_length - 1
+    shorter = model_fingerprint(embedder)
+    assert shorter != first
+    with torch.no_grad():
+        next(embedder.causal_lm.parameters()).add_(0.01)
+    assert model_fingerprint(embedder) != shorter
+
+
+def test_default_folder_follows_the_platform(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(vector_cache.sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache_folder() == tmp_path / "searchr3"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert default_cache_folder() == Path.home() / ".cache" / "searchr3"
+    monkeypatch.setattr(vector_cache.sys, "platform", "darwin")
+    assert default_cache_folder() == Path.home() / "Library" / "Caches" / "searchr3"
+    monkeypatch.setattr(vector_cache.sys, "platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
+    assert default_cache_folder() == tmp_path / "searchr3" / "Cache"
+
+
+def test_replacing_keeps_the_old_file_when_writing_fails(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), replacing(target) as file:
+        file.write(b"half of the n")
+        raise RuntimeError
+    assert target.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+    with replacing(target) as file:
+        file.write(b"new")
+    assert target.read_text() == "new" and len(list(tmp_path.iterdir())) == 1

@@ -1,0 +1,1 @@
+"""Commands that make what a training starts from, without training."""

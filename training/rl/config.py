@@ -1,0 +1,190 @@
+"""The settings of stage 2, each with its default and where that comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+from trl import GRPOConfig, ModelConfig, TrlParser
+
+from training.rl.corpus.environment import EnvironmentSettings
+from training.rl.reward import RewardSettings
+
+Settings = TypeVar("Settings")
+
+
+@dataclasses.dataclass
+class RLArguments(GRPOConfig):
+    """Settings of stage 2. "paper" marks what its sources state, "ours" what they leave open."""
+
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "sources", "environment", "reward"]
+
+    data: str | None = dataclasses.field(
+        default=None, metadata={"help": "Folder of the sources that are given by name alone (ours)."}
+    )
+    sources: dict | str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "Source -> how often its queries are seen in an epoch, as in stage 1 (paper: does not say which "
+            "sets belong to which stage)."
+        },
+    )
+    exclude: list[str] | None = dataclasses.field(
+        default=None,
+        metadata={"help": "BEIR folders whose queries must not be trained on, nor close copies of them (ours)."},
+    )
+    corpus: list[str] | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "BEIR folders whose documents join those of the sources in the corpus that rollouts are ranked "
+            "in (ours)."
+        },
+    )
+    dev: list[str] | None = dataclasses.field(
+        default=None, metadata={"help": "BEIR folders whose dev split chooses the best checkpoint (ours)."}
+    )
+    held_out_one_in: int = dataclasses.field(
+        default=60, metadata={"help": "One in so many training records is kept apart to choose by (ours)."}
+    )
+    held_out_limit: int = dataclasses.field(
+        default=60, metadata={"help": "At most so many records a source are kept apart; 0 keeps none (ours)."}
+    )
+    query_length: int = dataclasses.field(default=64, metadata={"help": "Most tokens of a query (ours)."})
+    document_length: int = dataclasses.field(default=256, metadata={"help": "Most tokens of a document (ours)."})
+    rollout_batch_size: int = dataclasses.field(
+        default=128, metadata={"help": "Rollouts written at once; bounds memory, does not change results (ours)."}
+    )
+    environment: dict | str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "See training.rl.corpus.environment.EnvironmentSettings (selective refresh: paper; how: ours)."
+        },
+    )
+    reward: dict | str | None = dataclasses.field(
+        default=None, metadata={"help": "See training.rl.reward.RewardSettings (scaled DCG: paper; its form: ours)."}
+    )
+    contrast_weight: float = dataclasses.field(
+        default=0.0,
+        metadata={
+            "help": "Weight of InfoNCE between queries, direct and after their rollouts, and documents of the batch: "
+            "it keeps the embeddings while reasoning is trained (ours)."
+        },
+    )
+    memory_weight: float = dataclasses.field(
+        default=0.0,
+        metadata={
+            "help": "Weight of InfoNCE between the embedding that each rollout leads to and the environment: a "
+            "positive and the hardest negatives of the whole corpus, found by the reward's ranking anyway (ours)."
+        },
+    )
+    memory_negatives: int = dataclasses.field(
+        default=16, metadata={"help": "Hardest negatives of a rollout in that loss (ours)."}
+    )
+    teacher: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "A sentence-transformers model for distil_weight; 'teacher' is all-MiniLM-L6-v2 (ours)."},
+    )
+    distil_weight: float = dataclasses.field(
+        default=0.0,
+        metadata={
+            "help": "Weight of 1 - cos(embedding that a rollout leads to, teacher's embedding of the query): who has "
+            "read a question twice can come closer to a bidirectional teacher than the direct embedding (ours)."
+        },
+    )
+    hold_weight: float = dataclasses.field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the distance of direct embeddings (queries, and a document for each) to those of the "
+            "stage-1 model: what thinking learns must not move the documents (ours)."
+        },
+    )
+    tau: float = dataclasses.field(default=0.05, metadata={"help": "Temperature of both InfoNCE losses (ours)."})
+    average_with_start: float = dataclasses.field(
+        default=0.0, metadata={"help": "Share of the stage-1 weights in the exported model (ours)."}
+    )
+    export_dtype: str = dataclasses.field(
+        default="bfloat16",
+        metadata={"help": "Of the exported weights (ours).", "choices": ["float32", "float16", "bfloat16"]},
+    )
+    num_generations: int = dataclasses.field(
+        default=8, metadata={"help": "Rollouts of a query, G (group: paper; number: ours)."}
+    )
+    max_completion_length: int = dataclasses.field(
+        default=257, metadata={"help": "Most tokens of a rollout, the embed token included (ours)."}
+    )
+    temperature: float = dataclasses.field(default=1.0, metadata={"help": "Rollouts are sampled at it (ours)."})
+    epsilon: float = dataclasses.field(default=0.2, metadata={"help": "Clipping of the ratio (ours)."})
+    beta: float = dataclasses.field(
+        default=0.01, metadata={"help": "Weight of the KL to the stage-1 model; 0 leaves it out (ours)."}
+    )
+    loss_type: str = dataclasses.field(
+        default="grpo", metadata={"help": "grpo (paper), dapo, dr_grpo, bnpo, cispo, ...; see TRL's GRPOConfig."}
+    )
+    disable_dropout: bool = dataclasses.field(
+        default=True, metadata={"help": "Dropout would make the policy differ from the one that was sampled (ours)."}
+    )
+
+    def __post_init__(self) -> None:
+        # TRL would measure rollouts of its own on a dev set; ours is a retrieval measurement, and needs none.
+        self.num_generations_eval = self.num_generations_eval or 1
+        super().__post_init__()
+        self.remove_unused_columns = False
+        # The training stream is in order already, of as many epochs as are trained; a resumed run finds its place.
+        self.shuffle_dataset = False
+        if not self.sources or not isinstance(self.sources, dict):
+            raise ValueError(f"sources must map each source to its weight, got {self.sources!r}.")
+        least = dict.fromkeys(
+            ("query_length", "document_length", "rollout_batch_size", "held_out_one_in", "memory_negatives"), 1
+        )
+        for name, smallest in {**least, "max_completion_length": 2}.items():
+            if getattr(self, name) < smallest:
+                raise ValueError(f"{name} must be an integer >= {smallest}, got {getattr(self, name)!r}.")
+        for name in ("temperature", "tau"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}.")
+        if not 0 <= self.average_with_start <= 1:
+            raise ValueError(f"average_with_start must be from 0 to 1, got {self.average_with_start!r}.")
+        if self.distil_weight > 0 and not self.teacher:
+            raise ValueError("distil_weight needs a teacher.")
+        for name in ("contrast_weight", "memory_weight", "distil_weight", "hold_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)!r}.")
+        changed = {"top_p": (1.0,), "top_k": (0, None), "min_p": (None,), "repetition_penalty": (1.0,)}
+        for name, accepted in changed.items():
+            if getattr(self, name) not in accepted:
+                raise ValueError(
+                    f"{name} must keep its default, got {getattr(self, name)!r}: rollouts are sampled from the policy "
+                    "itself, whose log-probabilities the loss needs."
+                )
+        updates = int(cast(int, self.steps_per_generation)) * self.num_iterations
+        if self.save_strategy == "steps" and int(self.save_steps) * self.gradient_accumulation_steps % updates:
+            raise ValueError(
+                f"save_steps ({self.save_steps}) times gradient_accumulation_steps "
+                f"({self.gradient_accumulation_steps}) must be a multiple of steps_per_generation times "
+                f"num_iterations ({updates}): a run that goes on from a checkpoint begins with new rollouts."
+            )
+        self.environment_settings = _settings(EnvironmentSettings, "environment", self.environment)
+        self.reward_settings = _settings(RewardSettings, "reward", self.reward)
+
+
+def _settings(kind: type[Settings], name: str, given: Any) -> Settings:
+    """One group of settings, with an error that names what is accepted."""
+    known = [field.name for field in dataclasses.fields(cast(Any, kind))]
+    if given is not None and (not isinstance(given, Mapping) or set(given) - set(known)):
+        raise ValueError(f"{name} must map some of {known} to values, got {given!r}.")
+    try:
+        return kind(**(given or {}))
+    except TypeError as error:  # a word where a number belongs
+        raise ValueError(f"{name} holds a value of the wrong type: {error}; got {given!r}.") from error
+
+
+def parse(description: str, argv: Sequence[str] | None = None) -> tuple[RLArguments, ModelConfig]:
+    """Settings from ``--config FILE`` and the command line, which wins.
+
+    Raises:
+        ValueError: A setting is unknown or out of range.
+    """
+    parser = TrlParser(cast(Any, (RLArguments, ModelConfig)), prog="python -m training.rl", description=description)
+    given = list(argv) if argv is not None else None
+    return cast(tuple[RLArguments, ModelConfig], parser.parse_args_and_config(given))

@@ -1,0 +1,4 @@
+"""Stage 1, supervised: ``python -m training.sft``.
+
+Nothing outside of this folder imports from it.
+"""

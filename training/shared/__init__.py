@@ -1,0 +1,1 @@
+"""What several rooms of ``training`` use: runs that resume, learning curves, export, scores on dev sets, padding."""
