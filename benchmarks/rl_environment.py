@@ -41,8 +41,8 @@ from training.data.beir import DataError, read_beir
 from training.data.records import Record, load
 from training.evaluate.report import environment as machine
 from training.evaluate.report import write_whole
-from training.rl.corpus.choose_documents import POLICIES
 from training.rl.corpus.environment import Environment, EnvironmentSettings, Outcome
+from training.rl.corpus.which_to_reencode import POLICIES
 from training.rl.reward import RewardSettings, rewards
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 import sys
 
-from training.rl.run import main
+from training.rl.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

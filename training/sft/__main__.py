@@ -2,7 +2,7 @@
 
 import sys
 
-from training.sft.run import main
+from training.sft.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,6 +1,6 @@
 """What each part of stage 1 is worth: the same short training with one part left out in turn, side by side.
 
-    python -m training.sft.ablation --config training/configs/mini.yaml --data DATA/train --eval DATA/eval \\
+    python -m training.sft.ablation --config training/configs/single-mini.yaml --data DATA/train --eval DATA/eval \\
         --out runs/ablation --steps 60 -- --per_device_train_batch_size 32
 
 What follows ``--`` goes to every run of ``training.sft``. All are measured on the small lists of the evaluation sets.
@@ -18,7 +18,7 @@ from pathlib import Path
 from training.evaluate.report import NDCG, Settings, write_whole
 from training.evaluate.run import DTYPES, evaluate
 from training.sft import config as sft_config
-from training.sft import run as sft
+from training.sft import train as sft
 
 logger = logging.getLogger("training.sft.ablation")
 

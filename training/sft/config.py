@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from trl import ModelConfig, SFTConfig, TrlParser
 
-from training.sft.trainer import LossSettings
+from training.sft.training_step import LossSettings
 
 
 @dataclasses.dataclass

@@ -27,14 +27,14 @@ from tests.training.evaluate.test_evaluate import write_beir
 from tests.training.sft.test_sft import assert_same, plain_qwen2, records, weights
 from training.data.beir import DataError
 from training.data.records import Record
-from training.rl import policy
-from training.rl import run as rl
+from training.rl import policy_update
+from training.rl import train as rl
 from training.rl.config import parse
 from training.rl.corpus.environment import Environment
-from training.rl.policy import PolicyTrainer, fused_head_is_right, log_probabilities
+from training.rl.policy_update import PolicyTrainer, fused_head_is_right, log_probabilities
 from training.rl.reward import RewardSettings, scaled_dcg
 from training.rl.rollouts import Task
-from training.sft import losses
+from training.shared import losses
 
 CONFIGS = Path(rl.__file__).parents[1] / "configs"
 
@@ -168,7 +168,7 @@ def test_neither_padding_nor_shared_prompts_change_log_probabilities(
     name: str, tokens: int | None, longest: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Left padding moves absolute positions; rollouts of one prompt are read in one row, blind to each other."""
-    monkeypatch.setattr(policy, "_LONGEST_TREE", longest)
+    monkeypatch.setattr(policy_update, "_LONGEST_TREE", longest)
     model = AutoModelForCausalLM.from_pretrained(request.getfixturevalue(f"{name}_checkpoint"))
     model.eval()
     generator = torch.Generator().manual_seed(0)
@@ -323,8 +323,8 @@ def test_rollouts_are_told_from_the_hardest_documents_of_the_corpus(
         seen.append(args)
         return plain(*args)
 
-    plain = policy.memory_loss
-    monkeypatch.setattr(policy, "memory_loss", record)
+    plain = policy_update.memory_loss
+    monkeypatch.setattr(policy_update, "memory_loss", record)
     changes = {"memory_weight": 0.5, "memory_negatives": 3, "environment": {"refresh": "all"}}
     run(tmp_path, **settings(ready, data, tmp_path / "run", max_steps=1, **changes))
     model = ReasoningEmbedder(str(ready), device="cpu")
@@ -413,8 +413,8 @@ def test_direct_embeddings_are_held_where_stage_1_left_them(
         seen.append((vectors.detach(), targets))
         return plain(vectors, targets)
 
-    plain = policy.losses.distance
-    monkeypatch.setattr(policy.losses, "distance", record)
+    plain = policy_update.losses.distance
+    monkeypatch.setattr(policy_update.losses, "distance", record)
     run(tmp_path, **settings(ready, data, tmp_path / "run", max_steps=2, hold_weight=1.0, beta=beta))
     model = ReasoningEmbedder(str(ready), device="cpu")
     task = rl.read_task(parse("", ["--config", str(tmp_path / "config.yaml")])[0])[0]
@@ -446,11 +446,11 @@ def test_the_memory_loss_is_a_cross_entropy() -> None:
     vectors = torch.nn.functional.normalize(closing, dim=-1)
     first = -(memory[0, [0, 1, 3, 4]] @ vectors[0] / 0.1).log_softmax(0)[0]
     last = -(memory[2, :4] @ vectors[2] / 0.1).log_softmax(0)[0]
-    found = policy.memory_loss(closing, memory, 0.1)
+    found = policy_update.memory_loss(closing, memory, 0.1)
     torch.testing.assert_close(found, (first + last) / 2)
     found.backward()
     assert closing.grad is not None and closing.grad.isfinite().all() and not closing.grad[1].any()
-    assert policy.memory_loss(closing, torch.zeros(3, 5, 8), 0.1) == 0
+    assert policy_update.memory_loss(closing, torch.zeros(3, 5, 8), 0.1) == 0
 
 
 class Stop(Exception):
@@ -595,12 +595,12 @@ def test_the_command_line_reports_errors_in_one_line(
 def test_a_loss_that_is_no_number_stops_the_run(
     ready: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(policy.GRPOTrainer, "_compute_loss", lambda *args: torch.tensor(float("nan")))
+    monkeypatch.setattr(policy_update.GRPOTrainer, "_compute_loss", lambda *args: torch.tensor(float("nan")))
     with pytest.raises(FloatingPointError, match="loss of step 0 is nan"):
         run(tmp_path, **settings(ready, data, tmp_path / "run"))
 
 
-@pytest.mark.parametrize("name", ["mini-rl", "mini-rl-teacher", "qwen2.5-1.5b-rl"])
+@pytest.mark.parametrize("name", ["single-mini-rl", "single-mini-rl-teacher", "single-qwen2.5-1.5b-rl"])
 def test_configs_train_a_model_of_the_same_architecture(
     name: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

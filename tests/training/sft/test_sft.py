@@ -24,8 +24,8 @@ from tokenizers import Tokenizer
 from searchr3_embed import ReasoningEmbedder
 from tests import tiny
 from tests.training.evaluate.test_evaluate import write_beir
-from training.sft import ablation, trainer
-from training.sft import run as sft
+from training.sft import ablation, training_step
+from training.sft import train as sft
 from training.sft.batches import Answers, Batch, Collator, lay_out
 from training.sft.config import SFTArguments, parse
 from training.shared import curves, resume
@@ -171,14 +171,14 @@ def test_dropout_is_the_same_in_both_passes(
 ) -> None:
     assert json.loads((mini_checkpoint / "config.json").read_text())["hidden_dropout_prob"] > 0
     seen: list[torch.Tensor] = []
-    original = trainer.EmbeddingTrainer._forward
+    original = training_step.EmbeddingTrainer._forward
 
     def record(self, model, turns, language=True):  # type: ignore[no-untyped-def]
         vectors, sums = original(self, model, turns, language)
         seen.append(vectors.detach())
         return vectors, sums
 
-    monkeypatch.setattr(trainer.EmbeddingTrainer, "_forward", record)
+    monkeypatch.setattr(training_step.EmbeddingTrainer, "_forward", record)
     run(tmp_path, **settings(mini_checkpoint, data, tmp_path / "run", max_steps=1))
     half = len(seen) // 2
     assert half > 2
@@ -228,7 +228,7 @@ def test_a_finished_run_is_not_trained_again(finished: Path, still: Path, data: 
 def test_a_full_disk_leaves_the_earlier_checkpoint(
     problem: Exception, still: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = trainer.EmbeddingTrainer._save_optimizer_and_scheduler
+    original = training_step.EmbeddingTrainer._save_optimizer_and_scheduler
 
     def fail(self, folder):  # type: ignore[no-untyped-def]
         if "checkpoint-4" in str(folder):
@@ -237,7 +237,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(
 
     values = settings(still, data, tmp_path / "run", max_steps=6, save_total_limit=1)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.EmbeddingTrainer, "_save_optimizer_and_scheduler", fail)
+        patch.setattr(training_step.EmbeddingTrainer, "_save_optimizer_and_scheduler", fail)
         with pytest.raises(OSError, match="No space left") as error:
             run(tmp_path, **values)
     assert "earlier ones are whole" in error.value.__notes__[0]
@@ -317,7 +317,7 @@ def test_language_alone_can_be_trained(grad_cache: bool, still: Path, data: Path
     assert folder.is_dir() and not any(name.startswith(("contrast", "triplet")) for row in rows for name in row)
 
 
-@pytest.mark.parametrize("name", ["mini", "mini-text"])
+@pytest.mark.parametrize("name", ["single-mini", "single-mini-text"])
 def test_the_configs_of_the_packaged_model_train_one_of_its_architecture(
     name: str, still: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -342,7 +342,7 @@ def test_the_configs_of_the_packaged_model_train_one_of_its_architecture(
     row = "bert.encoder.layer.0.output.dense.weight"
     share = args.average_with_start
     expected = share * before[row] + (1 - share) * last[row]
-    assert share == {"mini": 0.0, "mini-text": 0.5}[name]
+    assert share == {"single-mini": 0.0, "single-mini-text": 0.5}[name]
     torch.testing.assert_close(after[row].float(), expected, atol=5e-4, rtol=0)
     assert (last[row] - before[row]).abs().max() > 3e-3
 
@@ -373,7 +373,7 @@ def test_the_command_line_reports_errors_in_one_line(
     assert "nowhere" in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("name", ["qwen2.5-1.5b", "qwen2.5-7b"])
+@pytest.mark.parametrize("name", ["single-qwen2.5-1.5b", "single-qwen2.5-7b"])
 def test_qwen_configs_train_a_model_of_the_same_architecture(
     name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,9 +38,9 @@ from tqdm import tqdm
 
 from searchr3_embed.conversation import check_texts
 from searchr3_embed.search.vector_cache import replacing
-from training.rl.corpus.choose_documents import POLICIES, Candidates, rank_impact
 from training.rl.corpus.drift import Drift
 from training.rl.corpus.graph import knn_graph
+from training.rl.corpus.which_to_reencode import POLICIES, Candidates, rank_impact
 
 logger = logging.getLogger("training.rl.corpus.environment")
 

@@ -13,10 +13,10 @@ import pytest
 
 from training.rl.corpus import environment as module
 from training.rl.corpus import graph as graph_module
-from training.rl.corpus.choose_documents import POLICIES, Candidates, rank_impact
 from training.rl.corpus.drift import Drift
 from training.rl.corpus.environment import Environment, EnvironmentSettings
 from training.rl.corpus.graph import knn_graph
+from training.rl.corpus.which_to_reencode import POLICIES, Candidates, rank_impact
 from training.rl.reward import scaled_dcg
 
 SIZE = 24

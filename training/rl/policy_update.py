@@ -24,8 +24,7 @@ from trl import GRPOTrainer
 from searchr3_embed.engine import decode
 from training.data.beir import BeirData
 from training.rl.rollouts import ENVIRONMENT_FOLDER, Rollouts, exact_rewards
-from training.sft import losses
-from training.shared import dev_scores
+from training.shared import dev_scores, losses
 from training.shared.padding import chunks_by_length, pad
 from training.shared.resume import EmbedderRun, without_wrapper
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.sft import losses
+from training.shared import losses
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:

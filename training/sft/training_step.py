@@ -29,9 +29,8 @@ from trl.models.utils import unwrap_model_for_generation
 from searchr3_embed.conversation import Conversation
 from searchr3_embed.engine import decode
 from training.data.beir import BeirData
-from training.sft import losses
 from training.sft.batches import Answers, Batch, Turn, View, lay_out
-from training.shared import dev_scores
+from training.shared import dev_scores, losses
 from training.shared.padding import chunks_by_length, pad
 from training.shared.resume import EmbedderRun, without_wrapper
 

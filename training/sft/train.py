@@ -1,6 +1,6 @@
 """Stage 1: supervised training of a causal language model into a reasoning embedder.
 
-    python -m training.sft --config training/configs/mini.yaml --data DATA/train --output_dir runs/sft
+    python -m training.sft --config training/configs/single-mini.yaml --data DATA/train --output_dir runs/sft
 
 The settings come from the YAML file; any of them can be given on the command line too, where it wins. The trained
 model is written to OUTPUT_DIR/model, ready for ``ReasoningEmbedder``. Killed and started again with the same command,
@@ -36,7 +36,7 @@ from training.data.records import Record
 from training.prepare.reasoning_targets import load_embedder
 from training.sft.batches import Collator
 from training.sft.config import SFTArguments, parse
-from training.sft.trainer import EmbeddingTrainer
+from training.sft.training_step import EmbeddingTrainer
 from training.shared import dev_scores
 from training.shared.export import average, export
 from training.shared.resume import check_same_run, fingerprint, last_checkpoint, writing

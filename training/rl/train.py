@@ -1,6 +1,6 @@
 """Stage 2: reinforcement learning of the reasoning, in an environment that never encodes the whole corpus again.
 
-    python -m training.rl --config training/configs/mini-rl.yaml --data DATA/train --output_dir runs/rl
+    python -m training.rl --config training/configs/single-mini-rl.yaml --data DATA/train --output_dir runs/rl
 
 begins with the result of stage 1. The policy writes several reasonings for each query; each is worth what the
 embedding that it leads to finds in the corpus, which is made of the documents of the sources (and of ``corpus``).
@@ -35,9 +35,9 @@ from training.data import records as data_module
 from training.data.beir import beir_folders, read_corpus
 from training.data.records import Record
 from training.rl.config import RLArguments, parse
-from training.rl.policy import PolicyTrainer
+from training.rl.policy_update import PolicyTrainer
 from training.rl.rollouts import Rollouts, Task
-from training.sft.run import FREE, dev_sets, finish, load_base, teacher_function
+from training.sft.train import FREE, dev_sets, finish, load_base, teacher_function
 from training.shared import dev_scores
 from training.shared.resume import check_same_run, fingerprint, last_checkpoint
 
