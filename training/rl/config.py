@@ -6,34 +6,21 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from trl import GRPOConfig, ModelConfig, TrlParser
+from trl import GRPOConfig, ModelConfig
 
 from training.rl.corpus.environment import EnvironmentSettings
 from training.rl.reward import RewardSettings
+from training.shared.settings import RunArguments, check_above_zero, check_range, parse_settings
 
 Settings = TypeVar("Settings")
 
 
 @dataclasses.dataclass
-class RLArguments(GRPOConfig):
+class RLArguments(RunArguments, GRPOConfig):
     """Settings of stage 2. "paper" marks what its sources state, "ours" what they leave open."""
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "sources", "environment", "reward"]
 
-    data: str | None = dataclasses.field(
-        default=None, metadata={"help": "Folder of the sources that are given by name alone (ours)."}
-    )
-    sources: dict | str | None = dataclasses.field(
-        default=None,
-        metadata={
-            "help": "Source -> how often its queries are seen in an epoch, as in stage 1 (paper: does not say which "
-            "sets belong to which stage)."
-        },
-    )
-    exclude: list[str] | None = dataclasses.field(
-        default=None,
-        metadata={"help": "BEIR folders whose queries must not be trained on, nor close copies of them (ours)."},
-    )
     corpus: list[str] | None = dataclasses.field(
         default=None,
         metadata={
@@ -41,16 +28,6 @@ class RLArguments(GRPOConfig):
             "in (ours)."
         },
     )
-    dev: list[str] | None = dataclasses.field(
-        default=None, metadata={"help": "BEIR folders whose dev split chooses the best checkpoint (ours)."}
-    )
-    held_out_one_in: int = dataclasses.field(
-        default=60, metadata={"help": "One in so many training records is kept apart to choose by (ours)."}
-    )
-    held_out_limit: int = dataclasses.field(
-        default=60, metadata={"help": "At most so many records a source are kept apart; 0 keeps none (ours)."}
-    )
-    query_length: int = dataclasses.field(default=64, metadata={"help": "Most tokens of a query (ours)."})
     document_length: int = dataclasses.field(default=256, metadata={"help": "Most tokens of a document (ours)."})
     rollout_batch_size: int = dataclasses.field(
         default=128, metadata={"help": "Rollouts written at once; bounds memory, does not change results (ours)."}
@@ -81,10 +58,6 @@ class RLArguments(GRPOConfig):
     memory_negatives: int = dataclasses.field(
         default=16, metadata={"help": "Hardest negatives of a rollout in that loss (ours)."}
     )
-    teacher: str | None = dataclasses.field(
-        default=None,
-        metadata={"help": "A sentence-transformers model for distil_weight; 'teacher' is all-MiniLM-L6-v2 (ours)."},
-    )
     distil_weight: float = dataclasses.field(
         default=0.0,
         metadata={
@@ -100,13 +73,6 @@ class RLArguments(GRPOConfig):
         },
     )
     tau: float = dataclasses.field(default=0.05, metadata={"help": "Temperature of both InfoNCE losses (ours)."})
-    average_with_start: float = dataclasses.field(
-        default=0.0, metadata={"help": "Share of the stage-1 weights in the exported model (ours)."}
-    )
-    export_dtype: str = dataclasses.field(
-        default="bfloat16",
-        metadata={"help": "Of the exported weights (ours).", "choices": ["float32", "float16", "bfloat16"]},
-    )
     num_generations: int = dataclasses.field(
         default=8, metadata={"help": "Rollouts of a query, G (group: paper; number: ours)."}
     )
@@ -132,24 +98,13 @@ class RLArguments(GRPOConfig):
         self.remove_unused_columns = False
         # The training stream is in order already, of as many epochs as are trained; a resumed run finds its place.
         self.shuffle_dataset = False
-        if not self.sources or not isinstance(self.sources, dict):
-            raise ValueError(f"sources must map each source to its weight, got {self.sources!r}.")
-        least = dict.fromkeys(
-            ("query_length", "document_length", "rollout_batch_size", "held_out_one_in", "memory_negatives"), 1
-        )
-        for name, smallest in {**least, "max_completion_length": 2}.items():
-            if getattr(self, name) < smallest:
-                raise ValueError(f"{name} must be an integer >= {smallest}, got {getattr(self, name)!r}.")
-        for name in ("temperature", "tau"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}.")
-        if not 0 <= self.average_with_start <= 1:
-            raise ValueError(f"average_with_start must be from 0 to 1, got {self.average_with_start!r}.")
+        self.check_shared()
+        check_range(self, ("document_length", "rollout_batch_size", "memory_negatives"), at_least=1)
+        check_range(self, ("max_completion_length",), at_least=2)
+        check_above_zero(self, ("temperature", "tau"))
+        check_range(self, [f"{one}_weight" for one in ("contrast", "memory", "distil", "hold")], at_least=0)
         if self.distil_weight > 0 and not self.teacher:
             raise ValueError("distil_weight needs a teacher.")
-        for name in ("contrast_weight", "memory_weight", "distil_weight", "hold_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)!r}.")
         changed = {"top_p": (1.0,), "top_k": (0, None), "min_p": (None,), "repetition_penalty": (1.0,)}
         for name, accepted in changed.items():
             if getattr(self, name) not in accepted:
@@ -180,11 +135,5 @@ def _settings(kind: type[Settings], name: str, given: Any) -> Settings:
 
 
 def parse(description: str, argv: Sequence[str] | None = None) -> tuple[RLArguments, ModelConfig]:
-    """Settings from ``--config FILE`` and the command line, which wins.
-
-    Raises:
-        ValueError: A setting is unknown or out of range.
-    """
-    parser = TrlParser(cast(Any, (RLArguments, ModelConfig)), prog="python -m training.rl", description=description)
-    given = list(argv) if argv is not None else None
-    return cast(tuple[RLArguments, ModelConfig], parser.parse_args_and_config(given))
+    """Settings of stage 2, see :func:`training.shared.settings.parse_settings`."""
+    return parse_settings(RLArguments, "python -m training.rl", description, argv)

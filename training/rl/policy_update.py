@@ -9,7 +9,6 @@ log-probabilities are computed here, so that the policy that is trained is the o
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,15 +22,11 @@ from trl import GRPOTrainer
 
 from searchr3_embed.engine import decode
 from training.data.beir import BeirData
+from training.rl.log_probabilities import fused_head_is_right, log_probabilities
 from training.rl.rollouts import ENVIRONMENT_FOLDER, Rollouts, exact_rewards
 from training.shared import dev_scores, losses
+from training.shared.embedder_trainer import EmbedderTrainer, without_wrapper
 from training.shared.padding import chunks_by_length, pad
-from training.shared.resume import EmbedderRun, without_wrapper
-
-# Cosine above which a document that nobody judged says what the positive says.
-NEARLY_EQUAL = 0.9
-# Rollouts share a prompt in rows of at most so many tokens: what a row is blind to is computed all the same.
-_LONGEST_TREE = 1024
 
 
 def retrieval(score: list[float], **kwargs: Any) -> list[float | None]:
@@ -39,7 +34,7 @@ def retrieval(score: list[float], **kwargs: Any) -> list[float | None]:
     return [*score]
 
 
-class PolicyTrainer(EmbedderRun, GRPOTrainer):
+class PolicyTrainer(EmbedderTrainer, GRPOTrainer):
     """Trains a model to write reasoning whose embedding ranks the right documents.
 
     Args:
@@ -92,10 +87,6 @@ class PolicyTrainer(EmbedderRun, GRPOTrainer):
         """Saves the environment into a checkpoint."""
         if self.args.should_save and self.rollouts.environment is not None:
             self.rollouts.environment.save(folder / ENVIRONMENT_FOLDER)
-
-    def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
-        """Not estimated: most of a step's work is the rollouts."""
-        return 0
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
@@ -156,7 +147,7 @@ class PolicyTrainer(EmbedderRun, GRPOTrainer):
         closing, self.closing = self.closing, None
         if self.memory_weight > 0:
             assert closing is not None
-            value = memory_loss(closing, inputs["memory"], self.contrast[1])
+            value = losses.memory_loss(closing, inputs["memory"], self.contrast[1])
             self._metrics["train"]["memory"].append(float(value.detach()))
             loss = loss + self.memory_weight * value / self.current_gradient_accumulation_steps
         if self.distil_weight > 0:
@@ -240,7 +231,7 @@ class PolicyTrainer(EmbedderRun, GRPOTrainer):
         tokens = decode.tokens_per_forward(model) if alone else len(turns) * max(map(len, turns))
         vectors: list[Tensor] = [torch.empty(0)] * len(turns)
         for rows in chunks_by_length(turns, tokens):
-            ids = pad([turns[row] for row in rows])[0].to(device)
+            ids = pad([turns[row] for row in rows]).to(device)
             with self.accelerator.autocast():
                 output = model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1)
             last = torch.tensor([len(turns[row]) - 1 for row in rows], device=device)
@@ -258,158 +249,6 @@ class PolicyTrainer(EmbedderRun, GRPOTrainer):
             return
         with self.accelerator.unwrap_model(model).disable_adapter():
             yield model
-
-
-def fused_head_is_right(model: PreTrainedModel) -> bool:
-    """Whether TRL's fused head gives this model's log-probabilities, see the module docstring."""
-    rotary = getattr(model.config, "rope_parameters", None) is not None
-    return rotary and getattr(model, "lm_head", None) is model.get_output_embeddings()
-
-
-def memory_loss(closing: Tensor, memory: Tensor, temperature: float) -> Tensor:
-    """InfoNCE of the rollouts' embeddings against documents as the environment knows them.
-
-    The environment ranks all documents for every rollout anyway; what stands highest without being an answer is the
-    hardest negative of the whole corpus, for free (memory bank: Wu et al. 2018, https://arxiv.org/abs/1805.01978; hard
-    negatives of the whole corpus: Xiong et al. 2021, https://arxiv.org/abs/2007.00808).
-
-    Args:
-        closing: State at the last token of each rollout, shape (rollouts, dimension).
-        memory: Unit rows of a positive and of the negatives, shape (rollouts, 1 + negatives, dimension), without
-            gradient; rows of 0 are no documents, and rollouts that never closed have none.
-        temperature: Divides the cosines.
-
-    Returns:
-        The mean over the rollouts that have documents, a scalar; 0 if there are none. A negative that nearly equals
-        the positive is left out: it is an answer that nobody has judged.
-    """
-    vectors = F.normalize(closing.float(), dim=-1)
-    scores = torch.einsum("rd,rnd->rn", vectors, memory) / temperature
-    nothing = memory.abs().sum(-1) == 0
-    same = torch.einsum("rd,rnd->rn", memory[:, 0], memory) > NEARLY_EQUAL
-    same[:, 0] = False
-    scores = scores.masked_fill(nothing | same, -math.inf)
-    losses = -scores[~nothing[:, 0]].log_softmax(dim=-1)[:, 0]
-    return losses.sum() / max(1, len(losses))
-
-
-def log_probabilities(
-    model: Any,
-    head: Callable[[Tensor], Tensor],
-    ids: Tensor,
-    mask: Tensor,
-    kept: int,
-    temperature: float,
-    *,
-    distinct: bool,
-    tokens: int | None = None,
-    entropy_gradient: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities of the last ``kept`` tokens, and the entropies of the distributions they were chosen from.
-
-    A prompt that several rows share is read once. The head is asked for the tokens that were written, not for padding.
-
-    Args:
-        model: A causal language model, in its wrappers or not.
-        head: Its language-modelling head.
-        ids: Prompts padded on the left, completions padded on the right, shape (rows, tokens).
-        mask: 1 at tokens, 0 at padding, same shape.
-        kept: Length of the padded completions.
-        temperature: Divides the logits.
-        distinct: Whether a token that a completion holds already can't come again.
-        tokens: Padded tokens of one forward pass, rows of like length together; None takes all rows at once.
-        entropy_gradient: Whether the entropies get a gradient; it takes memory.
-
-    Returns:
-        Two float32 tensors of shape (rows, kept), 0 at padding, and the state at the last token of each row, shape
-        (rows, dimension): the embedding, where that token is the embed token.
-    """
-    length = ids.shape[1] - kept
-    prompts = [row[here].tolist() for row, here in zip(ids[:, :length], mask[:, :length].bool(), strict=True)]
-    answers = [row[here].tolist() for row, here in zip(ids[:, length:], mask[:, length:].bool(), strict=True)]
-    states, before, last = _states(model, prompts, answers, tokens, ids.device)
-    completion, written = ids[:, length:], mask[:, length:].bool()
-    rows, places = written.nonzero(as_tuple=True)
-    logits = head(states[before]).float() / temperature
-    if distinct:
-        earlier = torch.arange(kept, device=ids.device) < places[:, None]
-        token, place = earlier.nonzero(as_tuple=True)
-        barred = torch.zeros_like(logits, dtype=torch.bool)
-        barred[token, completion[rows[token], place]] = True
-        # Finite, for the entropy multiplies it by 0.
-        logits = logits.masked_fill(barred, torch.finfo(logits.dtype).min)
-    odds = logits.log_softmax(dim=-1)
-    nothing = odds.new_zeros(written.shape)
-    chosen = nothing.index_put((rows, places), odds.gather(1, completion[written][:, None]).squeeze(1))
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        entropy = nothing.index_put((rows, places), -(odds.exp() * odds).sum(dim=-1))
-    return chosen, entropy, states[last]
-
-
-def _states(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    answers: Sequence[Sequence[int]],
-    tokens: int | None,
-    device: torch.device,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Last hidden states of rows that are read as trees: what has the same prompt shares it.
-
-    A prompt and the answers to it stand in one row, each answer at the positions behind the prompt, blind to the
-    answers before it. So the rollouts of a group cost one prompt, forward and backward.
-
-    Returns:
-        States one after another, shape (any number, dimension); the numbers in them of those before each token of each
-        answer, answer after answer; and the number of the state at the last token of each answer (of its prompt, where
-        there is no answer).
-    """
-    groups: list[list[int]] = []
-    trees: list[list[int]] = []
-    open_tree: dict[tuple[int, ...], int] = {}
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        number = open_tree.get(tuple(prompt))
-        if number is None or len(trees[number]) + len(answer) > _LONGEST_TREE:
-            number = open_tree[tuple(prompt)] = len(trees)
-            groups.append([])
-            trees.append([*prompt])
-        groups[number].append(row)
-        trees[number] += answer
-    states: list[Tensor] = []
-    before: list[list[int]] = [[] for _ in prompts]
-    last = [0] * len(prompts)
-    start = 0
-    for chunk in chunks_by_length(trees, tokens or len(trees) * max(map(len, trees))):
-        ids = pad([trees[number] for number in chunk])[0]
-        positions = torch.zeros_like(ids)
-        # Which answer a token belongs to; 0 is the prompt, -1 padding, which may look at itself.
-        branch = torch.full_like(ids, -1)
-        for place, number in enumerate(chunk):
-            length = end = len(prompts[groups[number][0]])
-            branch[place, :end] = 0
-            positions[place, :end] = torch.arange(end)
-            offset = start + place * ids.shape[1]
-            for name, row in enumerate(groups[number], start=1):
-                begin, end = end, end + len(answers[row])
-                branch[place, begin:end] = name
-                positions[place, begin:end] = torch.arange(length, length + end - begin)
-                places = [length - 1, *range(begin, end)]
-                before[row] = [offset + i for i in places[:-1]]
-                last[row] = offset + places[-1]
-        start += ids.numel()
-        seen = (branch[:, None] == branch[:, :, None]) | (branch[:, None] == 0)
-        hidden = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).triu(1) | ~seen
-        mask = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)[:, None]
-        output = model(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            position_ids=positions.to(device),
-            use_cache=False,
-            output_hidden_states=True,
-            logits_to_keep=1,
-        )
-        states.append(output.hidden_states[-1].flatten(0, 1))
-    flat = [place for places in before for place in places]
-    return torch.cat(states), torch.tensor(flat, device=device), torch.tensor(last, device=device)
 
 
 class _Clock(TrainerCallback):

@@ -29,10 +29,11 @@ from searchr3_embed.conversation import Conversation
 from searchr3_embed.engine import decode
 from training.data.beir import BeirData, DataError
 from training.data.records import Record, document_key
+from training.rl.config import RLArguments
 from training.rl.corpus.environment import Encode, Environment, EnvironmentSettings
 from training.rl.reward import RewardSettings, is_finished, rewards
 from training.shared import dev_scores
-from training.shared.resume import without_wrapper
+from training.shared.embedder_trainer import without_wrapper
 
 ENVIRONMENT_FOLDER = "environment"
 
@@ -114,6 +115,21 @@ class Rollouts:
     seconds: defaultdict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     judged: dict[str, float] = dataclasses.field(default_factory=dict)
     memory: Tensor | None = None
+
+    @classmethod
+    def of(cls, args: RLArguments, conversation: Conversation, task: Task, folder: Path | None) -> Rollouts:
+        """As settings say; ``folder`` as above."""
+        return cls(
+            conversation,
+            task,
+            args.environment_settings,
+            args.reward_settings,
+            query_length=args.query_length,
+            document_length=args.document_length,
+            batch_size=args.rollout_batch_size,
+            negatives=args.memory_negatives if args.memory_weight > 0 else 0,
+            folder=folder,
+        )
 
     def restore(self, folder: Path) -> None:
         """Loads the environment of a checkpoint.

@@ -13,23 +13,17 @@ environment lives on the first. ``use_vllm`` lets vLLM write; it is passed on to
 from __future__ import annotations
 
 import copy
-import dataclasses
-import hashlib
 import logging
 import math
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import datasets
-import torch
 import transformers
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config
 
-from searchr3_embed.checkpoint import loading
 from searchr3_embed.conversation import Conversation, find_embed_token
 from training.data import records as data_module
 from training.data.beir import beir_folders, read_corpus
@@ -37,9 +31,13 @@ from training.data.records import Record
 from training.rl.config import RLArguments, parse
 from training.rl.policy_update import PolicyTrainer
 from training.rl.rollouts import Rollouts, Task
-from training.sft.train import FREE, dev_sets, finish, load_base, teacher_function
-from training.shared import dev_scores
-from training.shared.resume import check_same_run, fingerprint, last_checkpoint
+from training.shared.command import run_command
+from training.shared.dev_scores import dev_sets, stop_tokens
+from training.shared.export import export_result
+from training.shared.resume import deciding_settings, start_or_resume
+from training.shared.sources import Sources, read_sources
+from training.shared.starting_model import find_start, load_start
+from training.shared.teacher import load_teacher
 
 logger = logging.getLogger("training.rl")
 
@@ -47,7 +45,7 @@ logger = logging.getLogger("training.rl")
 MAPPED_FROM = 200_000
 
 
-def stream(training: Mapping[str, Sequence[Record]], args: RLArguments) -> list[str]:
+def order_of_training(training: Mapping[str, Sequence[Record]], args: RLArguments) -> list[str]:
     """Queries in the order of training, as many epochs as ``max_steps`` or ``num_train_epochs`` ask for.
 
     Sets ``max_steps``.
@@ -81,17 +79,9 @@ def stream(training: Mapping[str, Sequence[Record]], args: RLArguments) -> list[
     return order[: (wanted or len(order)) // asked * asked]
 
 
-def read_task(args: RLArguments) -> tuple[Task, dict[str, list[Record]], dict[str, list[Record]]]:
+def read_task(args: RLArguments) -> tuple[Task, Sources, Sources]:
     """Reads the sources and the corpus; returns the task, and the records to train on and to choose by."""
-    loaded = data_module.load(
-        cast(dict, args.sources), Path(args.data) if args.data else None, exclude=[Path(p) for p in args.exclude or []]
-    )
-    training: dict[str, list[Record]] = {}
-    held_out: dict[str, list[Record]] = {}
-    for source, rows in loaded.sources.items():
-        training[source], held_out[source] = data_module.split_held_out(
-            rows, args.held_out_one_in, args.held_out_limit
-        )
+    training, held_out = read_sources(args)
     folders = beir_folders([Path(path) for path in args.corpus or []])
     more = [text for folder in folders for text in read_corpus(folder)]
     task = Task.of([record for rows in training.values() for record in rows], more)
@@ -119,6 +109,39 @@ def conversation_of(tokenizer: PreTrainedTokenizerBase, prompts: Any, config: An
     return talk
 
 
+def load_stage_1(
+    model_args: ModelConfig, args: RLArguments
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Conversation, Path, dict[str, Any]]:
+    """The stage-1 model, its tokenizer and conversation, its folder, and how it is loaded.
+
+    Raises:
+        ValueError: The model has not learned to embed, or the settings do not fit it.
+    """
+    folder, kwargs = find_start(model_args, "the stage-1 model")
+    known = transformers.AutoTokenizer.from_pretrained(folder)
+    model, tokenizer, prompts = load_start(folder, None, **kwargs)
+    find_embed_token(known, prompts.embed_token)
+    talk = conversation_of(tokenizer, prompts, model.config, args)
+    if args.use_vllm and prompts.distinct_tokens:
+        raise ValueError("use_vllm can't bar tokens that are written already, as this model needs (distinct_tokens).")
+    return model, tokenizer, talk, folder, kwargs
+
+
+def end_rollouts_at_embed_token(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, embed_token_id: int, args: RLArguments
+) -> PreTrainedTokenizerBase:
+    """Tells the trainer where a rollout ends, in the model's generation settings; returns a tokenizer for it."""
+    generation = cast(Any, model.generation_config)
+    generation.eos_token_id = [embed_token_id, *stop_tokens(model)]
+    if args.use_vllm:
+        given = cast(dict, args.generation_kwargs or {})
+        args.generation_kwargs = {**given, "stop_token_ids": generation.eos_token_id}
+    processing = copy.deepcopy(tokenizer)
+    if processing.eos_token is None:
+        processing.eos_token = cast(str, tokenizer.convert_ids_to_tokens(embed_token_id))
+    return processing
+
+
 def train(args: RLArguments, model_args: ModelConfig) -> Path:
     """Trains, or goes on training, and exports the result.
 
@@ -133,54 +156,17 @@ def train(args: RLArguments, model_args: ModelConfig) -> Path:
         ValueError: Settings, data or an earlier run in the output folder do not fit.
         FloatingPointError: The loss is not a number.
     """
-    if not model_args.model_name_or_path:
-        raise ValueError("model_name_or_path must name the stage-1 model: a folder or a hub id.")
     out = Path(str(args.output_dir))
-    folder = loading.find(model_args.model_name_or_path, revision=model_args.model_revision)
-    kwargs = {
-        "dtype": getattr(torch, model_args.dtype or "float32"),
-        "attn_implementation": model_args.attn_implementation,
-    }
-    known = transformers.AutoTokenizer.from_pretrained(folder)
-    model, tokenizer, prompts = load_base(folder, None, **kwargs)
-    find_embed_token(known, prompts.embed_token)
-    talk = conversation_of(tokenizer, prompts, model.config, args)
-    if args.use_vllm and prompts.distinct_tokens:
-        raise ValueError("use_vllm can't bar tokens that are written already, as this model needs (distinct_tokens).")
+    model, tokenizer, talk, folder, kwargs = load_stage_1(model_args, args)
     task, training, held_out = read_task(args)
-    settings = {name: value for name, value in args.to_dict().items() if name not in {*FREE, "corpus"}}
-    adapters = {name: value for name, value in dataclasses.asdict(model_args).items() if name != "model_name_or_path"}
-    records = [record for rows in training.values() for record in rows]
-    content = hashlib.sha256("\n".join(map(repr, records)).encode(errors="surrogatepass")).hexdigest()[:16]
-    order = stream(training, args)
-
-    # The embed token ends a rollout; what ends a turn of the exported model is none of the trainer's business.
-    generation = cast(Any, model.generation_config)
-    ends = generation.eos_token_id
-    generation.eos_token_id = [talk.embed_token_id, *dev_scores.stop_tokens(model)]
-    processing = copy.deepcopy(tokenizer)
-    if processing.eos_token is None:
-        processing.eos_token = prompts.embed_token
-    if args.use_vllm:
-        args.generation_kwargs = {
-            **cast(dict, args.generation_kwargs or {}),
-            "stop_token_ids": generation.eos_token_id,
-        }
+    # Before max_steps is set, which follows from the others.
+    settings = deciding_settings(args, model_args, folder, [one for rows in training.values() for one in rows])
+    order = order_of_training(training, args)
+    ends = cast(Any, model.generation_config).eos_token_id
+    processing = end_rollouts_at_embed_token(model, tokenizer, talk.embed_token_id, args)
     sets = dev_sets(args, held_out) if args.eval_strategy != "no" else []
-    rollouts = Rollouts(
-        talk,
-        task,
-        args.environment_settings,
-        args.reward_settings,
-        query_length=args.query_length,
-        document_length=args.document_length,
-        batch_size=args.rollout_batch_size,
-        negatives=args.memory_negatives if args.memory_weight > 0 else 0,
-        folder=out / "corpus" if len(task.documents) >= MAPPED_FROM else None,
-    )
-    teach = None
-    if args.distil_weight > 0:
-        teach = teacher_function(cast(str, args.teacher), talk, args, model.config.hidden_size)
+    rollouts = Rollouts.of(args, talk, task, out / "corpus" if len(task.documents) >= MAPPED_FROM else None)
+    taught = args.distil_weight > 0
     peft_config = get_peft_config(model_args)
     # Adapters can be switched off, and the KL has a copy of the stage-1 model already.
     copied = args.hold_weight > 0 and peft_config is None and args.beta == 0
@@ -190,9 +176,9 @@ def train(args: RLArguments, model_args: ModelConfig) -> Path:
         contrast=(args.contrast_weight, args.tau),
         memory_weight=args.memory_weight,
         distil_weight=args.distil_weight,
-        teach=teach,
+        teach=load_teacher(cast(str, args.teacher), talk, args, model.config.hidden_size) if taught else None,
         hold_weight=args.hold_weight,
-        start=load_base(folder, None, **kwargs)[0] if copied else None,
+        start=load_start(folder, None, **kwargs)[0] if copied else None,
         model=model,
         args=args,
         train_dataset=datasets.Dataset.from_dict({"prompt": order}),
@@ -200,32 +186,12 @@ def train(args: RLArguments, model_args: ModelConfig) -> Path:
         processing_class=processing,
         peft_config=peft_config,
     )
-    # Not before everything fits: a refused command leaves nothing that its correction would have to agree with.
-    check_same_run(out, {**settings, **adapters, "base": fingerprint(folder), "training_records": content})
-    start = last_checkpoint(out)
-    if start is not None:
-        logger.info("going on from %s", start)
-        if trainer.accelerator.is_main_process:
-            rollouts.restore(start)
-    began = time.time()
-    trainer.train(resume_from_checkpoint=str(start) if start else None)
-    logger.info("trained in %.0f s", time.time() - began)
-    generation.eos_token_id = ends
-    return finish(trainer, tokenizer, talk, args, folder, kwargs)
+    start_or_resume(trainer, out, settings, rollouts.restore if trainer.accelerator.is_main_process else None)
+    # What ends a turn of the exported model is none of the trainer's business.
+    cast(Any, model.generation_config).eos_token_id = ends
+    return export_result(trainer, tokenizer, talk, args, folder, kwargs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status (2 for input that cannot be used)."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
-    transformers.utils.logging.set_verbosity_warning()
-    try:
-        folder = train(*parse((__doc__ or "").strip(), argv))
-    except (ValueError, FloatingPointError, OSError) as error:
-        print(f"error: {' '.join([str(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
-        return 2
-    print(folder)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_command(lambda: train(*parse((__doc__ or "").strip(), argv)))

@@ -6,48 +6,24 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from trl import ModelConfig, SFTConfig, TrlParser
+from trl import ModelConfig, SFTConfig
 
 from training.sft.training_step import LossSettings
+from training.shared.settings import RunArguments, check_above_zero, check_range, parse_settings
 
 
 @dataclasses.dataclass
-class SFTArguments(SFTConfig):
+class SFTArguments(RunArguments, SFTConfig):
     """Settings of stage 1. "paper" marks what its sources state, "ours" what they leave open."""
 
     _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "sources", "prompts", "document_lengths"]
 
-    data: str | None = dataclasses.field(
-        default=None, metadata={"help": "Folder of the sources that are given by name alone (ours)."}
-    )
-    sources: dict | str | None = dataclasses.field(
-        default=None,
-        metadata={
-            "help": "Source -> how often it is seen in an epoch (1.5: every record once, half of them twice). A "
-            "source is the name of a JSONL file in --data, a path, a BEIR folder or hub:NAME. Which sets: paper "
-            "(TriviaQA, MS MARCO, CodeSearchNet, MIRACL, S2ORC, synthetic triples); the weights: ours."
-        },
-    )
-    exclude: list[str] | None = dataclasses.field(
-        default=None,
-        metadata={"help": "BEIR folders whose queries must not be trained on, nor close copies of them (ours)."},
-    )
-    dev: list[str] | None = dataclasses.field(
-        default=None, metadata={"help": "BEIR folders whose dev split chooses the best checkpoint (ours)."}
-    )
-    held_out_one_in: int = dataclasses.field(
-        default=60, metadata={"help": "One in so many training records is kept apart to choose by (ours)."}
-    )
-    held_out_limit: int = dataclasses.field(
-        default=60, metadata={"help": "At most so many records a source are kept apart; 0 keeps none (ours)."}
-    )
     prompts: dict | str | None = dataclasses.field(
         default=None,
         metadata={
             "help": "The words of the two turns, see searchr3_embed.conversation.Prompts; default: the base's (ours)."
         },
     )
-    query_length: int = dataclasses.field(default=64, metadata={"help": "Most tokens of a query (ours)."})
     document_lengths: dict | str | None = dataclasses.field(
         default=None,
         metadata={"help": "Most tokens of a document -> share of steps with that limit (ours). Default: {512: 1}."},
@@ -80,10 +56,6 @@ class SFTArguments(SFTConfig):
     )
     margin: float = dataclasses.field(
         default=0.15, metadata={"help": "theta of the triplet loss, in cosine (paper: set, value unknown; ours 0.15)."}
-    )
-    teacher: str | None = dataclasses.field(
-        default=None,
-        metadata={"help": "A sentence-transformers model to stay close to; 'teacher' is all-MiniLM-L6-v2 (ours)."},
     )
     distil_weight: float = dataclasses.field(
         default=0.0, metadata={"help": "Weight of 1 - cos(direct embedding, teacher's embedding) (ours)."}
@@ -121,13 +93,6 @@ class SFTArguments(SFTConfig):
             "with the batch; false is a third faster where the whole batch fits (ours)."
         },
     )
-    average_with_start: float = dataclasses.field(
-        default=0.0, metadata={"help": "Share of the base's weights in the exported model (ours)."}
-    )
-    export_dtype: str = dataclasses.field(
-        default="bfloat16",
-        metadata={"help": "Of the exported weights (ours).", "choices": ["float32", "float16", "bfloat16"]},
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -137,18 +102,12 @@ class SFTArguments(SFTConfig):
         if not isinstance(lengths, Mapping):
             raise ValueError(f"document_lengths must map numbers of tokens to shares of steps, got {lengths!r}.")
         self.document_lengths = {int(length): float(share) for length, share in lengths.items()}
-        if not self.sources or not isinstance(self.sources, dict):
-            raise ValueError(f"sources must map each source to its weight, got {self.sources!r}.")
-        for name in ("tau", "query_length", "groups_per_step", "tokens_per_forward", "held_out_one_in"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}.")
+        self.check_shared()
+        check_above_zero(self, ("tau",))
+        check_range(self, ("groups_per_step", "tokens_per_forward"), at_least=1)
         weights = ("language", "kl", "contrast", "triplet", "distil", "relation", "distil_reasoning")
-        for name in (*(f"{one}_weight" for one in weights), "negatives", "own_temperature", "held_out_limit"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)!r}.")
-        for name in ("own_reasoning", "average_with_start"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)!r}.")
+        check_range(self, (*(f"{one}_weight" for one in weights), "negatives", "own_temperature"), at_least=0)
+        check_range(self, ("own_reasoning",), at_least=0, at_most=1)
         if self.distilled and not self.teacher:
             raise ValueError("distil_weight, relation_weight and distil_reasoning_weight need a teacher.")
 
@@ -178,11 +137,5 @@ class SFTArguments(SFTConfig):
 
 
 def parse(description: str, argv: Sequence[str] | None = None) -> tuple[SFTArguments, ModelConfig]:
-    """Settings from ``--config FILE`` and the command line, which wins.
-
-    Raises:
-        ValueError: A setting is unknown or out of range.
-    """
-    parser = TrlParser(cast(Any, (SFTArguments, ModelConfig)), prog="python -m training.sft", description=description)
-    given = list(argv) if argv is not None else None
-    return cast(tuple[SFTArguments, ModelConfig], parser.parse_args_and_config(given))
+    """Settings of stage 1, see :func:`training.shared.settings.parse_settings`."""
+    return parse_settings(SFTArguments, "python -m training.sft", description, argv)

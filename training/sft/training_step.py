@@ -31,8 +31,8 @@ from searchr3_embed.engine import decode
 from training.data.beir import BeirData
 from training.sft.batches import Answers, Batch, Turn, View, lay_out
 from training.shared import dev_scores, losses
+from training.shared.embedder_trainer import EmbedderTrainer, without_wrapper
 from training.shared.padding import chunks_by_length, pad
-from training.shared.resume import EmbedderRun, without_wrapper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class LossSettings:
     own_temperature: float = 0.0
 
 
-class EmbeddingTrainer(EmbedderRun, SFTTrainer):
+class EmbeddingTrainer(EmbedderTrainer, SFTTrainer):
     """Trains a causal language model to write a short reasoning and to embed at the token that ends it.
 
     Args:
@@ -122,10 +122,6 @@ class EmbeddingTrainer(EmbedderRun, SFTTrainer):
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
         # The training stream is in order already, of as many epochs as are trained.
         return SequentialSampler(cast(Any, self.train_dataset))
-
-    def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
-        """Not estimated: a step's turns are not among its inputs."""
-        return 0
 
     def training_step(self, model: Any, inputs: Mapping[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Computes the loss of one batch and its gradient; returns the loss."""
@@ -217,7 +213,7 @@ class EmbeddingTrainer(EmbedderRun, SFTTrainer):
         """Unit float32 embeddings (turns, dimension), and the sums of the language terms over the taught tokens."""
         settings = self.settings
         taught = [turn.taught and language for turn in turns]
-        ids = pad([turn.ids for turn in turns])[0].to(self.device)
+        ids = pad([turn.ids for turn in turns]).to(self.device)
         last = torch.tensor([len(turn.ids) - 1 for turn in turns], device=self.device)
         rows = torch.arange(len(turns), device=self.device)
         wanted = any(taught) and (settings.language > 0 or settings.divergence > 0)

@@ -1,1 +1,5 @@
-"""What several rooms of ``training`` use: runs that resume, learning curves, export, scores on dev sets, padding."""
+"""What both stages need: settings, sources, the starting model, the teacher, losses, dev scores, resuming, export.
+
+``training.sft``, ``training.rl`` and ``training.models`` import from here. Nothing here imports from them, so it never
+knows which stage is running.
+"""

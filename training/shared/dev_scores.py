@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 
 from searchr3_embed.conversation import Conversation
 from searchr3_embed.engine import decode
-from training.data.beir import BeirData
+from training.data.beir import BeirData, beir_folders, read_beir
 from training.data.records import Record
 from training.evaluate.report import NDCG
 from training.evaluate.run import dense_rows, rank, score
@@ -34,6 +35,12 @@ def held_out_set(source: str, records: Sequence[Record]) -> BeirData:
         judged[f"q{i}"] = {number[text]: 1 for text in record.positives if text in number}
     queries = {f"q{i}": record.query for i, record in enumerate(records)}
     return BeirData(source, {identifier: text for text, identifier in number.items()}, queries, judged)
+
+
+def dev_sets(args: Any, held_out: Mapping[str, Sequence[Record]]) -> list[BeirData]:
+    """The sets that choose the best checkpoint: those that the settings name, and the records that are kept apart."""
+    sets = [read_beir(folder, split="dev") for folder in beir_folders([Path(path) for path in args.dev or []])]
+    return sets + [held_out_set(source, records) for source, records in held_out.items() if records]
 
 
 def stop_tokens(model: Any) -> list[int]:

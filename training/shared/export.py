@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from searchr3_embed import ReasoningEmbedder
 from searchr3_embed.conversation import Conversation
+from searchr3_embed.search.vector_cache import replacing
+from training.shared.resume import writing
+from training.shared.starting_model import load_start
 
 
 @torch.no_grad()
@@ -53,3 +61,40 @@ def export(
         conversation.prompts.save(bare)
         embedder = ReasoningEmbedder(bare, device="cpu", model_kwargs={"dtype": dtype})
         embedder.save_pretrained(str(folder), create_model_card=False)
+
+
+def export_result(
+    trainer: transformers.Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Conversation,
+    args: Any,
+    start: Path,
+    kwargs: Mapping[str, Any],
+) -> Path:
+    """Exports what a run has trained, with adapters merged, and the log of its losses.
+
+    Args:
+        trainer: After training.
+        tokenizer: Of the model.
+        conversation: See :func:`export`.
+        args: Settings of either stage.
+        start: The folder of the model that the run started with.
+        kwargs: How that one is loaded.
+
+    Returns:
+        The folder of the exported model.
+    """
+    out = Path(str(args.output_dir))
+    trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(trained, "merge_and_unload"):
+        trained = trained.merge_and_unload()
+    if args.average_with_start:
+        before = load_start(start, dataclasses.asdict(conversation.prompts), **kwargs)[0]
+        average(trained, before, args.average_with_start)
+    target = out / "model"
+    if trainer.is_world_process_zero():
+        with writing():
+            export(trained, tokenizer, conversation, target, getattr(torch, args.export_dtype))
+            with replacing(out / "metrics.jsonl") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in trainer.state.log_history).encode())
+    return target

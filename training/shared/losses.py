@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Cosine above which a document that nobody judged says what the positive says.
+NEARLY_EQUAL = 0.9
+
 
 def info_nce(queries: Tensor, documents: Tensor, gold: Tensor, excluded: Tensor, temperature: float) -> Tensor:
     """InfoNCE of each query against all documents (van den Oord et al. 2018, https://arxiv.org/abs/1807.03748).
@@ -30,6 +33,33 @@ def info_nce(queries: Tensor, documents: Tensor, gold: Tensor, excluded: Tensor,
     """
     scores = _without(queries @ documents.T / temperature, gold, excluded)
     return F.cross_entropy(scores, gold)
+
+
+def memory_loss(closing: Tensor, memory: Tensor, temperature: float) -> Tensor:
+    """InfoNCE of the rollouts' embeddings against documents as the environment knows them.
+
+    The environment ranks all documents for every rollout anyway; what stands highest without being an answer is the
+    hardest negative of the whole corpus, for free (memory bank: Wu et al. 2018, https://arxiv.org/abs/1805.01978; hard
+    negatives of the whole corpus: Xiong et al. 2021, https://arxiv.org/abs/2007.00808).
+
+    Args:
+        closing: State at the last token of each rollout, shape (rollouts, dimension).
+        memory: Unit rows of a positive and of the negatives, shape (rollouts, 1 + negatives, dimension), without
+            gradient; rows of 0 are no documents, and rollouts that never closed have none.
+        temperature: Divides the cosines.
+
+    Returns:
+        The mean over the rollouts that have documents, a scalar; 0 if there are none. A negative that nearly equals
+        the positive is left out: it is an answer that nobody has judged.
+    """
+    vectors = F.normalize(closing.float(), dim=-1)
+    scores = torch.einsum("rd,rnd->rn", vectors, memory) / temperature
+    nothing = memory.abs().sum(-1) == 0
+    same = torch.einsum("rd,rnd->rn", memory[:, 0], memory) > NEARLY_EQUAL
+    same[:, 0] = False
+    scores = scores.masked_fill(nothing | same, -math.inf)
+    lost = -scores[~nothing[:, 0]].log_softmax(dim=-1)[:, 0]
+    return lost.sum() / max(1, len(lost))
 
 
 def triplet_margin(queries: Tensor, documents: Tensor, gold: Tensor, excluded: Tensor, margin: float) -> Tensor:

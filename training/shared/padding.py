@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 def chunks_by_length(turns: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
@@ -18,15 +19,9 @@ def chunks_by_length(turns: Sequence[Sequence[int]], tokens: int) -> Iterator[li
         start += rows
 
 
-def pad(turns: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Right-padded ids and attention mask, both int64 of shape (rows, longest).
+def pad(turns: Sequence[Sequence[int]]) -> Tensor:
+    """Right-padded ids, int64 of shape (rows, longest).
 
-    A causal model never looks at what stands to the right, so it needs no mask.
+    There is no attention mask: a causal model never looks at what stands to the right.
     """
-    longest = max(map(len, turns))
-    ids = torch.zeros(len(turns), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, turn in enumerate(turns):
-        ids[row, : len(turn)] = torch.tensor(turn)
-        mask[row, : len(turn)] = 1
-    return ids, mask
+    return pad_sequence([torch.tensor(turn, dtype=torch.long) for turn in turns], batch_first=True)

@@ -1,29 +1,95 @@
-"""What all training runs share: a folder that guards its settings, whole checkpoints, and dev scores to choose by."""
+"""How a run that was stopped goes on: the same command, the same settings, the newest whole checkpoint.
+
+A run's folder holds ``run.json``, the settings that decide its weights. Another command than the one that began it is
+refused.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import transformers
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
-from trl.models.utils import unwrap_model_for_generation
 
-from searchr3_embed.conversation import Conversation
-from training.data.beir import BeirData
-from training.shared import dev_scores
+from searchr3_embed.search.vector_cache import replacing
+from training.data.records import Record
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 STATE_FILE = "trainer_state.json"
+# Settings that may differ between a run and its continuation: they do not decide the weights. (The corpus of stage 2
+# does; its environment checks it.)
+FREE = {
+    "output_dir", "data", "logging_steps", "logging_dir", "logging_strategy", "logging_first_step", "report_to",
+    "run_name", "save_total_limit", "disable_tqdm", "log_level", "log_level_replica", "dataloader_num_workers",
+    "dataloader_pin_memory", "export_dtype", "dev", "local_rank", "trackio_space_id", "project", "save_steps",
+    "corpus",
+}  # fmt: skip
+
+
+def deciding_settings(
+    args: transformers.TrainingArguments, model_args: ModelConfig, base: Path, records: Iterable[Record]
+) -> dict[str, Any]:
+    """All that decides the weights of a run: what ``run.json`` holds.
+
+    Args:
+        args: Its settings, as they were given.
+        model_args: Those of its model.
+        base: The folder of the model that it starts with.
+        records: What it trains on, in order.
+    """
+    adapters = {name: value for name, value in dataclasses.asdict(model_args).items() if name != "model_name_or_path"}
+    content = hashlib.sha256("\n".join(map(repr, records)).encode(errors="surrogatepass")).hexdigest()[:16]
+    return {
+        **{name: value for name, value in args.to_dict().items() if name not in FREE},
+        **adapters,
+        "base": fingerprint(base),
+        "training_records": content,
+    }
+
+
+def start_or_resume(
+    trainer: transformers.Trainer,
+    out: Path,
+    settings: Mapping[str, Any],
+    restore: Callable[[Path], None] | None = None,
+) -> None:
+    """Trains to the end, from the newest whole checkpoint in the run's folder where there is one.
+
+    Call it when everything else fits: a refused command must leave nothing that its correction would have to agree
+    with.
+
+    Args:
+        trainer: Ready to train.
+        out: The run's folder.
+        settings: See :func:`deciding_settings`.
+        restore: Loads what the trainer does not know of from a checkpoint.
+
+    Raises:
+        ValueError: The folder holds a run with another base or other settings.
+    """
+    check_same_run(out, settings)
+    checkpoint = last_checkpoint(out)
+    if checkpoint is not None:
+        logger.info("going on from %s", checkpoint)
+        if restore is not None:
+            restore(checkpoint)
+    began = time.time()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    logger.info("trained in %.0f s", time.time() - began)
 
 
 def fingerprint(folder: Path) -> str:
@@ -38,7 +104,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def check_same_run(out: Path, settings: Mapping[str, Any]) -> None:
-    """Notes what decides the weights in ``out/run.json``, or compares it with what stands there.
+    """Writes what decides the weights to ``out/run.json``, or compares it with what stands there.
 
     Raises:
         ValueError: The folder holds a run with another base or other settings.
@@ -48,9 +114,8 @@ def check_same_run(out: Path, settings: Mapping[str, Any]) -> None:
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
         # Every process of the run comes by here.
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(now, indent=2, sort_keys=True), encoding="utf-8")
-        os.replace(partial, path)
+        with replacing(path) as file:
+            file.write(json.dumps(now, indent=2, sort_keys=True).encode())
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     if changed := sorted(name for name in {*before, *now} if before.get(name) != now.get(name)):
@@ -63,7 +128,7 @@ def check_same_run(out: Path, settings: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def writing() -> Iterator[None]:
-    """What torch and safetensors make of a full disk becomes the OSError that it is.
+    """Turns the errors that torch and safetensors raise on a full disk into an OSError.
 
     Raises:
         OSError: One of them could not write.
@@ -93,54 +158,3 @@ def last_checkpoint(out: Path) -> Path | None:
             logger.warning("%s is not whole (the run was stopped while writing it); it is removed", folder)
             shutil.rmtree(folder, ignore_errors=True)
     return max(whole)[1] if whole else None
-
-
-def without_wrapper(model: Any) -> PreTrainedModel:
-    """The language model itself, adapters in place."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-class EmbedderRun:
-    """Mixed into a trainer: it measures retrieval instead of a loss, and leaves no half-written checkpoint."""
-
-    conversation: Conversation
-    dev_sets: Sequence[BeirData]
-
-    def evaluate(
-        self: Any, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Measures nDCG@10 on the dev sets, direct and reasoning; see :func:`training.shared.dev_scores.measure`."""
-        self._memory_tracker.start()
-        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as bare, self.accelerator.autocast():
-            bare.eval()
-            measured = self.measure(without_wrapper(bare))
-            metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
-            self.log(dict(metrics))
-            bare.train()
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._memory_tracker.stop_and_update_metrics(metrics)
-        return metrics
-
-    def measure(self, model: PreTrainedModel) -> Mapping[str, float]:
-        """What ``evaluate`` logs."""
-        return dev_scores.measure(model, self.conversation, self.dev_sets)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Left out of the checkpoints: the exported model gets a card of its own."""
-
-    def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        try:
-            with writing():
-                self.save_beside(folder)
-                super()._save_checkpoint(model, trial)  # type: ignore[misc]
-        except Exception as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            error.add_note(
-                f"Checkpoint {folder} could not be written and was removed; the earlier ones are whole. Make room, "
-                "then give the same command again to go on."
-            )
-            raise
-
-    def save_beside(self, folder: Path) -> None:
-        """Writes what else the run needs to go on, before the trainer's own files: its state file comes last."""

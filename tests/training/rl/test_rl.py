@@ -27,11 +27,12 @@ from tests.training.evaluate.test_evaluate import write_beir
 from tests.training.sft.test_sft import assert_same, plain_qwen2, records, weights
 from training.data.beir import DataError
 from training.data.records import Record
-from training.rl import policy_update
+from training.rl import log_probabilities, policy_update
 from training.rl import train as rl
 from training.rl.config import parse
 from training.rl.corpus.environment import Environment
-from training.rl.policy_update import PolicyTrainer, fused_head_is_right, log_probabilities
+from training.rl.log_probabilities import fused_head_is_right
+from training.rl.policy_update import PolicyTrainer
 from training.rl.reward import RewardSettings, scaled_dcg
 from training.rl.rollouts import Task
 from training.shared import losses
@@ -168,7 +169,7 @@ def test_neither_padding_nor_shared_prompts_change_log_probabilities(
     name: str, tokens: int | None, longest: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Left padding moves absolute positions; rollouts of one prompt are read in one row, blind to each other."""
-    monkeypatch.setattr(policy_update, "_LONGEST_TREE", longest)
+    monkeypatch.setattr(log_probabilities, "_LONGEST_TREE", longest)
     model = AutoModelForCausalLM.from_pretrained(request.getfixturevalue(f"{name}_checkpoint"))
     model.eval()
     generator = torch.Generator().manual_seed(0)
@@ -180,7 +181,7 @@ def test_neither_padding_nor_shared_prompts_change_log_probabilities(
         ids[row, 17 - len(prompt) : 17 + len(answer)] = torch.tensor(prompt + answer)
         mask[row, 17 - len(prompt) : 17 + len(answer)] = 1
     with torch.no_grad():
-        together, entropy, closing = log_probabilities(
+        together, entropy, closing = log_probabilities.log_probabilities(
             model, decode.lm_head(model), ids, mask, 6, 0.8, distinct=False, tokens=tokens
         )
         for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
@@ -323,8 +324,8 @@ def test_rollouts_are_told_from_the_hardest_documents_of_the_corpus(
         seen.append(args)
         return plain(*args)
 
-    plain = policy_update.memory_loss
-    monkeypatch.setattr(policy_update, "memory_loss", record)
+    plain = losses.memory_loss
+    monkeypatch.setattr(losses, "memory_loss", record)
     changes = {"memory_weight": 0.5, "memory_negatives": 3, "environment": {"refresh": "all"}}
     run(tmp_path, **settings(ready, data, tmp_path / "run", max_steps=1, **changes))
     model = ReasoningEmbedder(str(ready), device="cpu")
@@ -413,8 +414,8 @@ def test_direct_embeddings_are_held_where_stage_1_left_them(
         seen.append((vectors.detach(), targets))
         return plain(vectors, targets)
 
-    plain = policy_update.losses.distance
-    monkeypatch.setattr(policy_update.losses, "distance", record)
+    plain = losses.distance
+    monkeypatch.setattr(losses, "distance", record)
     run(tmp_path, **settings(ready, data, tmp_path / "run", max_steps=2, hold_weight=1.0, beta=beta))
     model = ReasoningEmbedder(str(ready), device="cpu")
     task = rl.read_task(parse("", ["--config", str(tmp_path / "config.yaml")])[0])[0]
@@ -434,23 +435,6 @@ def test_direct_embeddings_are_held_where_stage_1_left_them(
     assert (seen[0][0] - seen[0][1]).abs().max() < 1e-5
     assert (seen[-1][0] - seen[-1][1]).abs().max() > 1e-5
     assert [row["hold"] > 1e-8 for row in log_of(tmp_path / "run") if "hold" in row] == [False, True]
-
-
-def test_the_memory_loss_is_a_cross_entropy() -> None:
-    generator = torch.Generator().manual_seed(0)
-    memory = torch.nn.functional.normalize(torch.randn(3, 5, 8, generator=generator), dim=-1)
-    closing = torch.randn(3, 8, generator=generator, requires_grad=True)
-    memory[1] = 0  # never closed
-    memory[2, 4] = 0  # a small corpus
-    memory[0, 2] = torch.nn.functional.normalize(memory[0, 0] + 0.01, dim=0)  # the positive in other words
-    vectors = torch.nn.functional.normalize(closing, dim=-1)
-    first = -(memory[0, [0, 1, 3, 4]] @ vectors[0] / 0.1).log_softmax(0)[0]
-    last = -(memory[2, :4] @ vectors[2] / 0.1).log_softmax(0)[0]
-    found = policy_update.memory_loss(closing, memory, 0.1)
-    torch.testing.assert_close(found, (first + last) / 2)
-    found.backward()
-    assert closing.grad is not None and closing.grad.isfinite().all() and not closing.grad[1].any()
-    assert policy_update.memory_loss(closing, torch.zeros(3, 5, 8), 0.1) == 0
 
 
 class Stop(Exception):

@@ -83,3 +83,20 @@ def test_relations_count_neighbours_not_places() -> None:
         expected += (p * (p / q).log()).sum().item() / 6
     assert losses.relation_divergence(mine, targets, 0.1).item() == pytest.approx(expected, rel=1e-4)
     assert losses.relation_divergence(mine[:1], targets[:1], 0.1).item() == 0
+
+
+def test_the_memory_loss_is_a_cross_entropy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    memory = F.normalize(torch.randn(3, 5, 8, generator=generator), dim=-1)
+    closing = torch.randn(3, 8, generator=generator, requires_grad=True)
+    memory[1] = 0  # never closed
+    memory[2, 4] = 0  # a small corpus
+    memory[0, 2] = F.normalize(memory[0, 0] + 0.01, dim=0)  # the positive in other words
+    vectors = F.normalize(closing, dim=-1)
+    first = -(memory[0, [0, 1, 3, 4]] @ vectors[0] / 0.1).log_softmax(0)[0]
+    last = -(memory[2, :4] @ vectors[2] / 0.1).log_softmax(0)[0]
+    found = losses.memory_loss(closing, memory, 0.1)
+    torch.testing.assert_close(found, (first + last) / 2)
+    found.backward()
+    assert closing.grad is not None and closing.grad.isfinite().all() and not closing.grad[1].any()
+    assert losses.memory_loss(closing, torch.zeros(3, 5, 8), 0.1) == 0
