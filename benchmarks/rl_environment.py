@@ -42,7 +42,7 @@ from training.data.records import Record, load
 from training.evaluate.report import environment as machine
 from training.evaluate.report import write_whole
 from training.rl.corpus.environment import Environment, EnvironmentSettings, Outcome
-from training.rl.corpus.which_to_reencode import POLICIES
+from training.rl.corpus.which_to_reencode import STRATEGIES
 from training.rl.reward import RewardSettings, rewards
 
 if TYPE_CHECKING:
@@ -497,8 +497,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="searchr3", help="alias, folder or hub id (default: searchr3)")
     parser.add_argument("--steps", type=int, default=100, help="policy steps (default: 100)")
     parser.add_argument("--budgets", type=int, nargs="+", default=[64, 256], help="default: 64 256")
-    parser.add_argument("--refresh", nargs="+", choices=sorted(POLICIES), default=["impact", "neighbourhood", "none"],
-                        help="refresh policies (default: impact neighbourhood none)")  # fmt: skip
+    parser.add_argument("--refresh", nargs="+", choices=sorted(STRATEGIES),
+                        default=["impact", "neighbourhood", "none"],
+                        help="refresh strategies (default: impact neighbourhood none)")  # fmt: skip
     parser.add_argument("--max-age", type=int, default=0, help="age in steps that counts as fresh (default: 0)")
     parser.add_argument("--uncorrected", action="store_true", help="measure all without drift correction as well")
     parser.add_argument("--documents", type=int, help="a part of the corpus that holds the positives (default: all)")

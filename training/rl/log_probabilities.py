@@ -97,17 +97,7 @@ def _states(
         answer, answer after answer; and the number of the state at the last token of each answer (of its prompt, where
         there is no answer).
     """
-    groups: list[list[int]] = []
-    trees: list[list[int]] = []
-    open_tree: dict[tuple[int, ...], int] = {}
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        number = open_tree.get(tuple(prompt))
-        if number is None or len(trees[number]) + len(answer) > _LONGEST_TREE:
-            number = open_tree[tuple(prompt)] = len(trees)
-            groups.append([])
-            trees.append([*prompt])
-        groups[number].append(row)
-        trees[number] += answer
+    groups, trees = _share_prompts(prompts, answers)
     states: list[Tensor] = []
     before: list[list[int]] = [[] for _ in prompts]
     last = [0] * len(prompts)
@@ -130,12 +120,9 @@ def _states(
                 before[row] = [offset + i for i in places[:-1]]
                 last[row] = offset + places[-1]
         start += ids.numel()
-        seen = (branch[:, None] == branch[:, :, None]) | (branch[:, None] == 0)
-        hidden = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).triu(1) | ~seen
-        mask = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)[:, None]
         output = model(
             input_ids=ids.to(device),
-            attention_mask=mask.to(device),
+            attention_mask=_tree_mask(branch).to(device),
             position_ids=positions.to(device),
             use_cache=False,
             output_hidden_states=True,
@@ -144,3 +131,29 @@ def _states(
         states.append(output.hidden_states[-1].flatten(0, 1))
     flat = [place for places in before for place in places]
     return torch.cat(states), torch.tensor(flat, device=device), torch.tensor(last, device=device)
+
+
+def _share_prompts(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Groups of rows that share a prompt, and for each group the prompt followed by all answers."""
+    groups: list[list[int]] = []
+    trees: list[list[int]] = []
+    open_tree: dict[tuple[int, ...], int] = {}
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        number = open_tree.get(tuple(prompt))
+        if number is None or len(trees[number]) + len(answer) > _LONGEST_TREE:
+            number = open_tree[tuple(prompt)] = len(trees)
+            groups.append([])
+            trees.append([*prompt])
+        groups[number].append(row)
+        trees[number] += answer
+    return groups, trees
+
+
+def _tree_mask(branch: Tensor) -> Tensor:
+    """Additive attention mask: a token sees what stands before it in the prompt and in its own answer."""
+    length = branch.shape[1]
+    seen = (branch[:, None] == branch[:, :, None]) | (branch[:, None] == 0)
+    hidden = torch.ones(length, length, dtype=torch.bool).triu(1) | ~seen
+    return torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)[:, None]

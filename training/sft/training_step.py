@@ -28,6 +28,7 @@ from trl.models.utils import unwrap_model_for_generation
 
 from searchr3_embed.conversation import Conversation
 from searchr3_embed.engine import decode
+from searchr3_embed.files import write_text
 from training.data.beir import BeirData
 from training.sft.batches import Answers, Batch, Turn, View, lay_out
 from training.shared import dev_scores, losses
@@ -343,9 +344,8 @@ class EmbeddingTrainer(EmbedderTrainer, SFTTrainer):
         if torch.isfinite(loss):
             return
         path = Path(str(self.args.output_dir)) / f"bad-batch-step-{self.state.global_step}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(dataclasses.asdict(record), ensure_ascii=False) for record in batch.records]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        lines = [json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n" for record in batch.records]
+        write_text(path, "".join(lines))
         shown = {name: float(value) for name, value in parts.items()}
         raise FloatingPointError(
             f"The loss of step {self.state.global_step} is {float(loss)} ({shown}); its records are in {path}. A "

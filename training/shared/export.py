@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from searchr3_embed import ReasoningEmbedder
 from searchr3_embed.conversation import Conversation
-from searchr3_embed.search.vector_cache import replacing
+from searchr3_embed.files import write_text
 from training.shared.resume import writing
 from training.shared.starting_model import load_start
 
@@ -95,6 +95,5 @@ def export_result(
     if trainer.is_world_process_zero():
         with writing():
             export(trained, tokenizer, conversation, target, getattr(torch, args.export_dtype))
-            with replacing(out / "metrics.jsonl") as file:
-                file.write("".join(json.dumps(row) + "\n" for row in trainer.state.log_history).encode())
+            write_text(out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in trainer.state.log_history))
     return target

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from safetensors import SafetensorError
 
-from searchr3_embed.search.vector_cache import replacing
+from searchr3_embed.files import write_json
 from training.data.records import Record
 
 if TYPE_CHECKING:
@@ -112,10 +112,8 @@ def check_same_run(out: Path, settings: Mapping[str, Any]) -> None:
     path = out / RUN_FILE
     now = json.loads(json.dumps(settings, default=str))
     if not path.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        # Every process of the run comes by here.
-        with replacing(path) as file:
-            file.write(json.dumps(now, indent=2, sort_keys=True).encode())
+        # Every process of the run comes by here, so the file must be written whole.
+        write_json(path, now, sort_keys=True)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     if changed := sorted(name for name in {*before, *now} if before.get(name) != now.get(name)):

@@ -1,4 +1,4 @@
-"""How far the documents have moved that were not encoded again, as far as all move alike."""
+"""An estimate of how far the documents that were not encoded again have moved: the part that all have in common."""
 
 from __future__ import annotations
 

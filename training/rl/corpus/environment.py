@@ -6,7 +6,7 @@ of a group of rollouts:
 
 1. The stale positives are encoded first: their similarity is the reward's gain, and tells where their rank is decided.
 2. Candidates: the best documents for each rollout, the positives, and the graph neighbours of both. A *refresh
-   policy* (one small pure function of ``Candidates``) orders them, and the first of them are encoded again, up to the
+   strategy* (one small pure function of ``Candidates``) orders them, and the first ones are encoded again, up to the
    budget; their rows are overwritten and their graph edges repaired.
 3. The rows that are still stale are corrected for the drift that all documents have in common, see ``Drift``, and the
    positives are ranked among all documents.
@@ -27,7 +27,6 @@ import hashlib
 import json
 import logging
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,25 +36,24 @@ import numpy as np
 from tqdm import tqdm
 
 from searchr3_embed.conversation import check_texts
-from searchr3_embed.search.vector_cache import replacing
+from searchr3_embed.files import shorten
+from training.rl.corpus import saving
 from training.rl.corpus.drift import Drift
-from training.rl.corpus.graph import knn_graph
-from training.rl.corpus.which_to_reencode import POLICIES, Candidates, rank_impact
+from training.rl.corpus.graph import knn_graph, repair
+from training.rl.corpus.which_to_reencode import STRATEGIES, Candidates, rank_impact
 
 logger = logging.getLogger("training.rl.corpus.environment")
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 
-_FORMAT = 1
-_STATE_FILE = "environment.json"
 # Documents encoded at a time while the environment is built, between two steps of the progress bar.
 _CHUNK = 1024
 # Scores held in memory at once: 0.5 GiB of float32.
 _MOST_SCORES = 2**27
 # Scores closer than this differ by rounding only (the same text twice); neither outranks the other.
 _TIE = 1e-6
-# Rows handled at a time, and rows whose edges are repaired at a time: they bound memory.
-_ROWS, _REPAIR = 8192, 64
+# Rows handled at a time: bounds memory.
+_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class EnvironmentSettings:
         candidates: Best documents per rollout that are candidates for a refresh.
         budget: Most documents encoded again in one step.
         max_age: A row is fresh when its stamp is at most so many policy steps old.
-        refresh: Name of the refresh policy, one of ``POLICIES``.
+        refresh: Name of the refresh strategy, one of ``STRATEGIES``.
         correct_drift: Whether stale rows are corrected for the common drift when they are scored.
         seed: Of the clustering that finds neighbours in large corpora; all else is deterministic.
     """
@@ -85,8 +83,8 @@ class EnvironmentSettings:
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} must be an integer >= {least}, got {value!r}.")
-        if self.refresh not in POLICIES:
-            raise ValueError(f"refresh must be one of {sorted(POLICIES)}, got {self.refresh!r}.")
+        if self.refresh not in STRATEGIES:
+            raise ValueError(f"refresh must be one of {sorted(STRATEGIES)}, got {self.refresh!r}.")
 
 
 @dataclass(frozen=True)
@@ -217,9 +215,11 @@ class Environment:
         candidates = wanted
         if len(queries):
             candidates, choice = self._candidates(queries, positives, wanted, policy_step)
-            refresh(POLICIES[self.settings.refresh](choice))
+            refresh(STRATEGIES[self.settings.refresh](choice))
         if len(refreshed):
-            spent[1] = self._repair(refreshed)
+            repairing = time.perf_counter()
+            repair(self.graph, self.vectors, refreshed)
+            spent[1] = time.perf_counter() - repairing
         ranks, similarities, hardest, others = self._rank(queries, positives, policy_step, negatives)
         return Outcome(
             ranks,
@@ -240,29 +240,8 @@ class Environment:
         Raises:
             OSError: It cannot be written.
         """
-        folder = Path(folder)
-        before = _read_state(folder)["generation"] if (folder / _STATE_FILE).exists() else 0
-        # New files beside the old ones; the small state file, replaced last, says which of them count.
-        generation = before + 1
-        vectors, arrays = _files(folder, generation)
-        state = {"format": _FORMAT, "corpus": self.corpus, "shape": list(self.vectors.shape), "generation": generation}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with replacing(vectors) as file:
-                np.save(file, self.vectors)
-            with replacing(arrays) as file:
-                np.savez(file, stamps=self.stamps, graph=self.graph, **dataclasses.asdict(self.drift))
-            with replacing(folder / _STATE_FILE) as file:
-                file.write(json.dumps(state, indent=2).encode())
-        except OSError as error:
-            for path in (vectors, arrays):
-                path.unlink(missing_ok=True)
-            raise OSError(
-                f"the environment cannot be saved in {folder}: {error.strerror or error}; "
-                "what was saved there before is kept"
-            ) from error
-        for path in _files(folder, before):
-            path.unlink(missing_ok=True)
+        arrays = {"stamps": self.stamps, "graph": self.graph, **dataclasses.asdict(self.drift)}
+        saving.write(Path(folder), self.corpus, self.vectors, arrays)
 
     @classmethod
     def load(
@@ -279,29 +258,13 @@ class Environment:
         Raises:
             ValueError: There is no environment, a broken one, or one of another corpus.
         """
-        state = _read_state(Path(folder))
         corpus = _fingerprint(texts, ids)
-        if state["corpus"] != corpus:
-            raise ValueError(
-                f"{folder} holds the environment of another corpus: {state['shape'][0]} documents with hash "
-                f"{state['corpus'][:12]}, not these {len(texts)} with hash {corpus[:12]}. Go on with the corpus that "
-                "the run began with, or start anew in another folder."
-            )
-        vectors_file, arrays_file = _files(Path(folder), state["generation"])
-        try:
-            vectors = np.load(vectors_file, mmap_mode="c")
-            with np.load(arrays_file) as arrays:
-                drift = Drift(**{field.name: arrays[field.name] for field in dataclasses.fields(Drift)})
-                stamps, graph = arrays["stamps"], arrays["graph"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"the environment in {folder} is broken: {error}") from error
-        if [*vectors.shape] != state["shape"] or len(stamps) != len(graph) or len(stamps) != len(texts):
-            raise ValueError(f"the environment in {folder} is broken: its files do not fit together")
-        environment = cls(texts, corpus, settings, vectors, drift)
-        environment.stamps = stamps
-        if graph.shape[1] != min(settings.neighbours, len(texts) - 1):
-            graph = knn_graph(vectors, settings.neighbours, settings.seed)
-        environment.graph = graph
+        moved = [field.name for field in dataclasses.fields(Drift)]
+        vectors, arrays = saving.read(Path(folder), corpus, len(texts), ["stamps", "graph", *moved])
+        environment = cls(texts, corpus, settings, vectors, Drift(**{name: arrays[name] for name in moved}))
+        environment.stamps, environment.graph = arrays["stamps"], arrays["graph"]
+        if environment.graph.shape[1] != min(settings.neighbours, len(texts) - 1):
+            environment.graph = knn_graph(vectors, settings.neighbours, settings.seed)
         return environment
 
     def _checked(self, embeddings: np.ndarray, positives: Sequence[Sequence[int]], policy_step: int) -> np.ndarray:
@@ -351,7 +314,7 @@ class Environment:
     def _candidates(
         self, queries: np.ndarray, positives: Sequence[Sequence[int]], wanted: np.ndarray, policy_step: int
     ) -> tuple[np.ndarray, Candidates]:
-        """All candidates, and what a policy needs to know of the stale ones."""
+        """All candidates, and what a refresh strategy needs to know of the stale ones."""
         count = len(self.texts)
         found = min(self.settings.candidates, count)
         best = np.full(count, found, dtype=np.int64)
@@ -414,28 +377,6 @@ class Environment:
         self.stamps[rows] = policy_step
         return seconds
 
-    def _repair(self, rows: np.ndarray) -> float:
-        """Finds the neighbours of moved rows again among their old neighbours and the neighbours of those."""
-        began = time.perf_counter()
-        degree = self.graph.shape[1]
-        for start in range(0, len(rows) if degree else 0, _REPAIR):
-            part = rows[start : start + _REPAIR]
-            old = self.graph[part]
-            pool = np.sort(np.hstack([old, self.graph[old].reshape(len(part), -1)]), axis=1)
-            scores = np.matmul(self.vectors[pool], self.vectors[part][:, :, None])[:, :, 0]
-            scores[:, 1:][pool[:, 1:] == pool[:, :-1]] = -np.inf
-            scores[pool == part[:, None]] = -np.inf
-            best = np.argsort(-scores, axis=1, kind="stable")[:, :degree]
-            self.graph[part] = new = np.take_along_axis(pool, best, axis=1)
-            # A new edge also becomes one the other way round, where it beats the worst there.
-            for i, j in np.argwhere(~(new[:, :, None] == old[:, None, :]).any(axis=2)):
-                row, other = part[i], new[i, j]
-                nearness = self.vectors[np.append(self.graph[other], row)] @ self.vectors[other]
-                worst = int(nearness[:-1].argmin())
-                if nearness[-1] > nearness[worst] and row not in self.graph[other]:
-                    self.graph[other, worst] = row
-        return time.perf_counter() - began
-
 
 def _rank_row(scores: np.ndarray, own: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Ranks and cosines of the positives ``own`` in one rollout's scores, where they become minus infinity."""
@@ -458,7 +399,7 @@ def _encoded(encode: Encode, texts: Sequence[str], size: int | None) -> np.ndarr
     norms = np.linalg.norm(vectors, axis=1)
     if len(bad := np.flatnonzero(~(np.abs(norms - 1) < 0.01))):  # a NaN is bad too
         raise ValueError(
-            f"encode must return unit rows; the row of {texts[bad[0]][:60]!r} has norm {norms[bad[0]]:g}."
+            f"encode must return unit rows; the row of {shorten(texts[bad[0]], 60)!r} has norm {norms[bad[0]]:g}."
         )
     return vectors
 
@@ -468,23 +409,6 @@ def _room(folder: Path | None, count: int, size: int) -> np.ndarray:
         return np.empty((count, size), dtype=np.float32)
     Path(folder).mkdir(parents=True, exist_ok=True)
     return np.lib.format.open_memmap(Path(folder) / "vectors.npy", "w+", np.dtype(np.float32), (count, size))
-
-
-def _files(folder: Path, generation: int) -> tuple[Path, Path]:
-    return folder / f"vectors-{generation}.npy", folder / f"state-{generation}.npz"
-
-
-def _read_state(folder: Path) -> dict[str, Any]:
-    path = folder / _STATE_FILE
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{folder} holds no environment ({_STATE_FILE} is missing)") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error})") from error
-    if not isinstance(state, dict) or state.get("format") != _FORMAT:
-        raise ValueError(f"{path} must be an object with format {_FORMAT}, got {str(state)[:80]}")
-    return state
 
 
 def _fingerprint(texts: Sequence[str], ids: Sequence[str] | None) -> str:

@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 # Largest corpus whose graph is built by comparing all pairs; beyond it an inverted file finds the neighbours.
 _MOST_EXACT = 50_000
-# Rows handled at a time; bounds memory.
-_ROWS = 8192
+# Rows handled at a time, and rows whose edges are repaired at a time: they bound memory.
+_ROWS, _REPAIR = 8192, 64
 
 
 def knn_graph(vectors: np.ndarray, degree: int, seed: int) -> np.ndarray:
@@ -47,3 +47,30 @@ def knn_graph(vectors: np.ndarray, degree: int, seed: int) -> np.ndarray:
         # A row is mostly, but with equal texts not always, its own best neighbour; move it to the end and cut it off.
         graph[own[:, 0]] = np.take_along_axis(near, np.argsort(near == own, axis=1, kind="stable"), axis=1)[:, :degree]
     return graph
+
+
+def repair(graph: np.ndarray, vectors: np.ndarray, rows: np.ndarray) -> None:
+    """Finds the neighbours of rows that have moved among their old neighbours and the neighbours of those.
+
+    Args:
+        graph: As ``knn_graph`` gives it; changed in place.
+        vectors: Float32 unit rows as they are now.
+        rows: Numbers of the rows that have moved.
+    """
+    degree = graph.shape[1]
+    for start in range(0, len(rows) if degree else 0, _REPAIR):
+        part = rows[start : start + _REPAIR]
+        old = graph[part]
+        pool = np.sort(np.hstack([old, graph[old].reshape(len(part), -1)]), axis=1)
+        scores = np.matmul(vectors[pool], vectors[part][:, :, None])[:, :, 0]
+        scores[:, 1:][pool[:, 1:] == pool[:, :-1]] = -np.inf
+        scores[pool == part[:, None]] = -np.inf
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :degree]
+        graph[part] = new = np.take_along_axis(pool, best, axis=1)
+        # A new edge also becomes one the other way round, where it beats the worst there.
+        for i, j in np.argwhere(~(new[:, :, None] == old[:, None, :]).any(axis=2)):
+            row, other = part[i], new[i, j]
+            nearness = vectors[np.append(graph[other], row)] @ vectors[other]
+            worst = int(nearness[:-1].argmin())
+            if nearness[-1] > nearness[worst] and row not in graph[other]:
+                graph[other, worst] = row

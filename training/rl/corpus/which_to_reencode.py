@@ -1,4 +1,4 @@
-"""Which documents of the environment to encode again: one small pure function a policy."""
+"""Decides which documents of the environment are encoded again: each strategy is one small pure function."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a refresh policy chooses from; arrays of shape (candidates,).
+    """What a strategy chooses from; arrays of shape (candidates,).
 
     Attributes:
         rows: Row numbers, ascending.
@@ -27,7 +27,7 @@ class Candidates:
 
 
 def refresh_nothing(candidates: Candidates) -> np.ndarray:
-    """Nothing: the vectors of the first step for ever."""
+    """Nothing: every vector stays as it was at the first step."""
     return candidates.rows[:0]
 
 
@@ -46,9 +46,9 @@ def refresh_all(candidates: Candidates) -> np.ndarray:
     return candidates.rows
 
 
-# Each gives the row numbers to encode again, most urgent first. Stale positives come before, whatever the policy,
-# unless it is "none".
-POLICIES: dict[str, Callable[[Candidates], np.ndarray]] = {
+# Each gives the row numbers to encode again, most urgent first. Stale positives are encoded before, whatever the
+# strategy, unless it is "none".
+STRATEGIES: dict[str, Callable[[Candidates], np.ndarray]] = {
     "none": refresh_nothing,
     "neighbourhood": refresh_neighbourhood,
     "impact": refresh_impact,

@@ -16,7 +16,7 @@ from training.rl.corpus import graph as graph_module
 from training.rl.corpus.drift import Drift
 from training.rl.corpus.environment import Environment, EnvironmentSettings
 from training.rl.corpus.graph import knn_graph
-from training.rl.corpus.which_to_reencode import POLICIES, Candidates, rank_impact
+from training.rl.corpus.which_to_reencode import STRATEGIES, Candidates, rank_impact
 from training.rl.reward import scaled_dcg
 
 SIZE = 24
@@ -161,7 +161,7 @@ def candidates() -> Candidates:
     [("none", []), ("neighbourhood", [3, 8, 5, 9, 2]), ("impact", [5, 3, 8, 9, 2]), ("all", [2, 3, 5, 8, 9])],
 )
 def test_policies(name: str, order: list[int]) -> None:
-    assert POLICIES[name](candidates()).tolist() == order
+    assert STRATEGIES[name](candidates()).tolist() == order
 
 
 def test_rank_impact() -> None:
