@@ -1,16 +1,10 @@
-"""The reinforcement trainer: TRL's GRPO on rollouts of our engine.
-
-What TRL computes from its own fused language-modelling head is right only for models with rotary positions whose head
-is one matrix: under left padding it gives models with absolute positions wrong places, and of BERT's head it leaves
-the transform out. For those, and where inference bars tokens that are written already (``distinct_tokens``), the
-log-probabilities are computed here, so that the policy that is trained is the one that the engine samples from.
-"""
+"""One update of the policy: TRL's GRPO on rollouts of our engine, and the losses of embeddings beside it."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +21,7 @@ from training.rl.rollouts import ENVIRONMENT_FOLDER, Rollouts, exact_rewards
 from training.shared import dev_scores, losses
 from training.shared.embedder_trainer import EmbedderTrainer, without_wrapper
 from training.shared.padding import chunks_by_length, pad
+from training.shared.teacher import Teach
 
 
 def retrieval(score: list[float], **kwargs: Any) -> list[float | None]:
@@ -58,7 +53,7 @@ class PolicyTrainer(EmbedderTrainer, GRPOTrainer):
         contrast: tuple[float, float],
         memory_weight: float = 0.0,
         distil_weight: float = 0.0,
-        teach: Callable[[Sequence[Sequence[int]]], Tensor] | None = None,
+        teach: Teach | None = None,
         hold_weight: float = 0.0,
         start: PreTrainedModel | None = None,
         **kwargs: Any,
@@ -139,32 +134,30 @@ class PolicyTrainer(EmbedderTrainer, GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
         loss = super()._compute_loss(model, inputs)
-        if self.contrast[0] > 0:
-            value = self._contrast_loss(model, inputs)
-            self._metrics["train"]["contrast"].append(float(value.detach()))
-            loss = loss + self.contrast[0] * value / self.current_gradient_accumulation_steps
-        # The policy's loss has just asked for log-probabilities, and so for the states.
-        closing, self.closing = self.closing, None
-        if self.memory_weight > 0:
-            assert closing is not None
-            value = losses.memory_loss(closing, inputs["memory"], self.contrast[1])
-            self._metrics["train"]["memory"].append(float(value.detach()))
-            loss = loss + self.memory_weight * value / self.current_gradient_accumulation_steps
-        if self.distil_weight > 0:
-            assert closing is not None
-            value = self._distil_loss(closing, inputs)
-            self._metrics["train"]["distil"].append(float(value.detach()))
-            loss = loss + self.distil_weight * value / self.current_gradient_accumulation_steps
-        if self.hold_weight > 0:
-            value = self._hold_loss(model, inputs)
-            self._metrics["train"]["hold"].append(float(value.detach()))
-            loss = loss + self.hold_weight * value / self.current_gradient_accumulation_steps
+        for name, weight, value in self._embedding_terms(model, inputs):
+            self._metrics["train"][name].append(float(value.detach()))
+            loss = loss + weight * value / self.current_gradient_accumulation_steps
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"The loss of step {self.state.global_step} is {float(loss)}. A lower learning_rate, a smaller "
                 "max_grad_norm or float32 usually helps."
             )
         return loss
+
+    def _embedding_terms(self, model: Any, inputs: Any) -> Iterator[tuple[str, float, Tensor]]:
+        """Name, weight and value of each term beside the policy's loss."""
+        # The policy's loss has just asked for log-probabilities, and so for the states.
+        closing, self.closing = self.closing, None
+        if self.contrast[0] > 0:
+            yield "contrast", self.contrast[0], self._contrast_loss(model, inputs)
+        if self.memory_weight > 0:
+            assert closing is not None
+            yield "memory", self.memory_weight, losses.memory_loss(closing, inputs["memory"], self.contrast[1])
+        if self.distil_weight > 0:
+            assert closing is not None
+            yield "distil", self.distil_weight, self._distil_loss(closing, inputs)
+        if self.hold_weight > 0:
+            yield "hold", self.hold_weight, self._hold_loss(model, inputs)
 
     def _contrast_loss(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         """InfoNCE of the queries, direct and after their finished rollouts, against one document for each query."""

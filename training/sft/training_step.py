@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +34,7 @@ from training.sft.batches import Answers, Batch, Turn, View, lay_out
 from training.shared import dev_scores, losses
 from training.shared.embedder_trainer import EmbedderTrainer, without_wrapper
 from training.shared.padding import chunks_by_length, pad
+from training.shared.teacher import Teach
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,7 @@ class EmbeddingTrainer(EmbedderTrainer, SFTTrainer):
         tokens_per_forward: int,
         grad_cache: bool,
         reference: PreTrainedModel | None = None,
-        teach: Callable[[Sequence[Sequence[int]]], Tensor] | None = None,
+        teach: Teach | None = None,
         dev_sets: Sequence[BeirData] = (),
         **kwargs: Any,
     ) -> None:

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +19,18 @@ from searchr3_embed import ReasoningEmbedder
 from searchr3_embed.engine import decode
 from tests import tiny
 from tests.training.evaluate.test_evaluate import write_beir
-from tests.training.sft.test_sft import assert_same, plain_qwen2, records, weights
+from tests.training.sft.test_sft import plain_qwen2
+from tests.training.short_runs import (
+    CONFIGS,
+    assert_same,
+    common_settings,
+    kill_at,
+    log_of,
+    run_in_two_processes,
+    weights,
+    write,
+    write_sources,
+)
 from training.data.beir import DataError
 from training.data.records import Record
 from training.rl import log_probabilities, policy_update
@@ -37,18 +43,12 @@ from training.rl.reward import RewardSettings, scaled_dcg
 from training.rl.rollouts import Task
 from training.shared import losses
 
-CONFIGS = Path(rl.__file__).parents[1] / "configs"
-
 pytestmark = pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    for source in ("alpha", "beta"):
-        lines = "".join(json.dumps(row) + "\n" for row in records(16, source))
-        (folder / f"{source}.jsonl").write_text(lines)
-    return folder
+    return write_sources(tmp_path_factory.mktemp("data"), 16)
 
 
 def biased(folder: Path, bias: float) -> Path:
@@ -69,10 +69,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(model: Path, data: Path, out: Path, **changes: Any) -> dict[str, Any]:
     return {
-        "model_name_or_path": str(model),
-        "data": str(data),
-        "output_dir": str(out),
-        "sources": {"alpha": 1, "beta": 1},
+        **common_settings(model, data, out),
         "query_length": 16,
         "document_length": 40,
         "num_generations": 4,
@@ -80,36 +77,14 @@ def settings(model: Path, data: Path, out: Path, **changes: Any) -> dict[str, An
         "temperature": 0.8,
         "beta": 0.02,
         "environment": {"neighbours": 4, "candidates": 8, "budget": 8},
-        "max_steps": 4,
-        "per_device_train_batch_size": 8,
         "gradient_accumulation_steps": 2,
-        "learning_rate": 1e-3,
         "weight_decay": 0.0,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "logging_steps": 1,
-        "save_steps": 2,
-        "report_to": "none",
-        "held_out_one_in": 4,
-        "export_dtype": "float32",
-        "disable_tqdm": True,
         **changes,
     }
 
 
-def write(folder: Path, values: dict[str, Any]) -> Path:
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
-
-
 def run(tmp_path: Path, **values: Any) -> Path:
     return rl.train(*parse("", ["--config", str(write(tmp_path, values))]))
-
-
-def log_of(out: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -286,17 +261,23 @@ def test_groups_in_which_every_rollout_fails_teach_nothing(data: Path, tmp_path:
         assert torch.equal(value, before[name]), name
 
 
-def test_contrast_keeps_embeddings_beside_the_policy(
-    ready: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def calls_of(monkeypatch: pytest.MonkeyPatch, loss: str) -> list[tuple[Any, ...]]:
+    """The arguments of all calls of a loss from now on."""
     seen: list[tuple[Any, ...]] = []
+    plain = getattr(losses, loss)
 
     def record(*args: Any) -> torch.Tensor:
         seen.append(args)
         return plain(*args)
 
-    plain = losses.info_nce
-    monkeypatch.setattr(losses, "info_nce", record)
+    monkeypatch.setattr(losses, loss, record)
+    return seen
+
+
+def test_contrast_keeps_embeddings_beside_the_policy(
+    ready: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = calls_of(monkeypatch, "info_nce")
     run(tmp_path, **settings(ready, data, tmp_path / "run", contrast_weight=0.5, max_steps=1))
     model = ReasoningEmbedder(str(ready), device="cpu")
     task = rl.read_task(parse("", ["--config", str(tmp_path / "config.yaml")])[0])[0]
@@ -318,14 +299,7 @@ def test_contrast_keeps_embeddings_beside_the_policy(
 def test_rollouts_are_told_from_the_hardest_documents_of_the_corpus(
     ready: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[Any, ...]] = []
-
-    def record(*args: Any) -> torch.Tensor:
-        seen.append(args)
-        return plain(*args)
-
-    plain = losses.memory_loss
-    monkeypatch.setattr(losses, "memory_loss", record)
+    seen = calls_of(monkeypatch, "memory_loss")
     changes = {"memory_weight": 0.5, "memory_negatives": 3, "environment": {"refresh": "all"}}
     run(tmp_path, **settings(ready, data, tmp_path / "run", max_steps=1, **changes))
     model = ReasoningEmbedder(str(ready), device="cpu")
@@ -408,14 +382,7 @@ def test_vectors_of_a_large_corpus_lie_in_a_file(
 def test_direct_embeddings_are_held_where_stage_1_left_them(
     beta: float, ready: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def record(vectors: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        seen.append((vectors.detach(), targets))
-        return plain(vectors, targets)
-
-    plain = losses.distance
-    monkeypatch.setattr(losses, "distance", record)
+    seen = calls_of(monkeypatch, "distance")
     run(tmp_path, **settings(ready, data, tmp_path / "run", max_steps=2, hold_weight=1.0, beta=beta))
     model = ReasoningEmbedder(str(ready), device="cpu")
     task = rl.read_task(parse("", ["--config", str(tmp_path / "config.yaml")])[0])[0]
@@ -472,14 +439,7 @@ def test_killed_at_any_step_it_ends_with_the_same_weights(ready: Path, data: Pat
     whole = run(tmp_path, **values)
     out = tmp_path / "killed"
     config = write(tmp_path, values | {"output_dir": str(out)})
-    command = [sys.executable, "-m", "training.rl", "--config", str(config)]
-    process = subprocess.Popen(command, cwd=CONFIGS.parent.parent, env=dict(os.environ), stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while not (out / "checkpoint-4" / "trainer_state.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_at(out / "checkpoint-4", "training.rl", config, seconds=240)
     # What a kill in the middle of saving leaves behind: the environment is written first, the state file last.
     (out / "checkpoint-6" / "environment").mkdir(exist_ok=True, parents=True)
     (out / "checkpoint-6" / "trainer_state.json").unlink(missing_ok=True)
@@ -492,10 +452,7 @@ def test_two_processes_share_one_environment(ready: Path, data: Path, tmp_path: 
     changes = {"per_device_train_batch_size": 4, "max_steps": 2, "reward": {"dcg": 0.0, "format": 0.5, "failed": -0.5}}
     values = settings(ready, data, tmp_path / "two", **changes)
     config = write(tmp_path, values)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, "-m", "training.rl", "--config", str(config)]
-    result = subprocess.run(command, cwd=CONFIGS.parent.parent, capture_output=True, text=True, timeout=400)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_in_two_processes("training.rl", config, seconds=400)
     rows = [row for row in log_of(tmp_path / "two") if "reward" in row]
     assert len(rows) == 2 and 0 < rows[0]["format_rate"] < 1
     for row in rows:

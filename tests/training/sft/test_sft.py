@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
@@ -24,6 +18,18 @@ from tokenizers import Tokenizer
 from searchr3_embed import ReasoningEmbedder
 from tests import tiny
 from tests.training.evaluate.test_evaluate import write_beir
+from tests.training.short_runs import (
+    CONFIGS,
+    assert_same,
+    common_settings,
+    kill_at,
+    log_of,
+    run_in_two_processes,
+    weights,
+    write,
+    write_sources,
+)
+from training.data.records import Record
 from training.sft import ablation, training_step
 from training.sft import train as sft
 from training.sft.batches import Answers, Batch, Collator, lay_out
@@ -31,33 +37,10 @@ from training.sft.config import SFTArguments, parse
 from training.shared import curves, resume
 from training.shared.resume import last_checkpoint
 
-CONFIGS = Path(sft.__file__).parents[1] / "configs"
-WORDS = sorted({word for text in tiny.CORPUS for word in text.split() if word.isalpha()})
-
-
-def sentence(start: int, length: int) -> str:
-    return " ".join(WORDS[(start * 7 + i * 5) % len(WORDS)] for i in range(length))
-
-
-def records(count: int, source: str) -> list[dict[str, Any]]:
-    return [
-        {
-            "query": f"{source} {sentence(i, 4)} {i}",
-            "positives": [f"{source} {sentence(i, 9 + i % 5)} {i}"],
-            "negatives": [sentence(i + 50, 8)] if i % 3 == 0 else [],
-            **({} if i % 4 == 0 else {"reasoning": sentence(i, 2) if i % 4 == 1 else ""}),
-        }
-        for i in range(count)
-    ]
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    for source in ("alpha", "beta"):
-        lines = "".join(json.dumps(row) + "\n" for row in records(24, source))
-        (folder / f"{source}.jsonl").write_text(lines)
-    return folder
+    return write_sources(tmp_path_factory.mktemp("data"), 24)
 
 
 @pytest.fixture(scope="module")
@@ -72,25 +55,10 @@ def still(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(model: Path, data: Path, out: Path, **changes: Any) -> dict[str, Any]:
     return {
-        "model_name_or_path": str(model),
-        "data": str(data),
-        "output_dir": str(out),
-        "sources": {"alpha": 1, "beta": 1},
+        **common_settings(model, data, out),
         "document_lengths": {16: 0.5, 40: 0.5},
         "max_length": 64,
-        "max_steps": 4,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-3,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "logging_steps": 1,
-        "save_steps": 2,
-        "report_to": "none",
         "tokens_per_forward": 150,
-        "held_out_one_in": 4,
-        "export_dtype": "float32",
-        "disable_tqdm": True,
         **changes,
     }
 
@@ -99,26 +67,8 @@ def run(tmp_path: Path, **values: Any) -> Path:
     return sft.train(*parse("", ["--config", str(write(tmp_path, values))]))
 
 
-def write(tmp_path: Path, values: dict[str, Any]) -> Path:
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def assert_same(one: Path, other: Path, tolerance: float = 0.0) -> None:
-    first, second = weights(one), weights(other)
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        torch.testing.assert_close(value, second[name], rtol=0, atol=tolerance, msg=name)
-
-
 def losses_of(out: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if "loss" in row]
+    return [row for row in log_of(out) if "loss" in row]
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +98,7 @@ def test_every_term_is_logged(finished: Path) -> None:
     assert names | {"language", "divergence", "own_tokens", "own_closed"} <= set(rows[0])
     # Before the first update the model is its own base.
     assert rows[0]["divergence"] == pytest.approx(0, abs=1e-5) and rows[-1]["divergence"] > 1e-3
-    evaluated = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    assert sum("eval_ndcg@10_direct" in row for row in evaluated) == 2
+    assert sum("eval_ndcg@10_direct" in row for row in log_of(finished)) == 2
 
 
 @pytest.mark.parametrize("changes", [{"grad_cache": False}, {"tokens_per_forward": 100_000}])
@@ -193,14 +142,7 @@ def test_killed_at_any_step_it_ends_with_the_same_weights(mini_checkpoint: Path,
     whole = run(tmp_path, **values)
     out = tmp_path / "killed"
     config = write(tmp_path, values | {"output_dir": str(out), "max_steps": 7})
-    command = [sys.executable, "-m", "training.sft", "--config", str(config)]
-    process = subprocess.Popen(command, cwd=CONFIGS.parent.parent, env=dict(os.environ), stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (out / "checkpoint-4" / "trainer_state.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_at(out / "checkpoint-4", "training.sft", config, seconds=120)
     # What a kill in the middle of saving leaves behind.
     (out / "checkpoint-6").mkdir(exist_ok=True)
     (out / "checkpoint-6" / "trainer_state.json").unlink(missing_ok=True)
@@ -311,7 +253,7 @@ def test_a_refused_command_leaves_nothing_behind(still: Path, data: Path, tmp_pa
 def test_language_alone_can_be_trained(grad_cache: bool, still: Path, data: Path, tmp_path: Path) -> None:
     off = {"contrast_weight": 0.0, "triplet_weight": 0.0, "kl_weight": 0.0, "grad_cache": grad_cache}
     folder = run(tmp_path, **settings(still, data, tmp_path / "run", **off))
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = log_of(tmp_path / "run")
     losses = [row["language"] for row in rows if "language" in row]
     assert losses[-1] < losses[0]
     assert folder.is_dir() and not any(name.startswith(("contrast", "triplet")) for row in rows for name in row)
@@ -333,7 +275,7 @@ def test_the_configs_of_the_packaged_model_train_one_of_its_architecture(
     ]
     args, model_args = parse("", ["--config", str(CONFIGS / f"{name}.yaml"), *small])
     folder = sft.train(args, model_args)
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = log_of(tmp_path / "run")
     terms = {"language", "contrast_direct", "triplet_own", "contrast_target", "distil", "relation", "distil_own"}
     assert terms <= set(rows[0])
     assert rows[0]["distil"] < 1e-4, "it begins where its teacher is"
@@ -430,10 +372,7 @@ def test_two_processes_have_the_gradient_of_one(still: Path, data: Path, tmp_pat
     one = settings(still, data, tmp_path / "one", max_steps=2, document_lengths={40: 1}, negatives=0)
     alone = run(tmp_path, **one)
     config = write(tmp_path, one | {"output_dir": str(tmp_path / "two"), "per_device_train_batch_size": 4})
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, "-m", "training.sft", "--config", str(config)]
-    result = subprocess.run(command, cwd=CONFIGS.parent.parent, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_in_two_processes("training.sft", config, seconds=300)
     for single, shared in zip(losses_of(tmp_path / "one"), losses_of(tmp_path / "two"), strict=True):
         assert single["grad_norm"] == pytest.approx(shared["grad_norm"], rel=1e-3)
     first, second = weights(alone), weights(tmp_path / "two" / "model")
@@ -444,8 +383,8 @@ def test_two_processes_have_the_gradient_of_one(still: Path, data: Path, tmp_pat
 def test_batches_say_which_documents_answer_whom(still: Path) -> None:
     model = ReasoningEmbedder(str(still), device="cpu")
     rows = [
-        sft.Record("q0", ("d0", "shared"), ("n0",), "s", "a csv file"),
-        sft.Record("q1", ("shared",), ("d0",), "s", None),
+        Record("q0", ("d0", "shared"), ("n0",), "s", "a csv file"),
+        Record("q1", ("shared",), ("d0",), "s", None),
     ]
     collator = Collator(rows, model.conversation, 16, {16: 1.0}, negatives=1, seed=0)
     batch: Batch = collator([{"position": 0, "row": 0}, {"position": 1, "row": 1}])["batch"]
