@@ -1,1 +1,1 @@
-"""Training and evaluation of reasoning embedders: run from a clone as ``python -m training.<name>``."""
+"""Training and evaluation of reasoning embedders: run from a clone as ``python -m training.<room>``."""

@@ -1,1 +1,4 @@
-"""Commands that make what a training starts from, without training."""
+"""Commands that make the models which training starts from; nothing is trained here.
+
+Nothing imports from this folder, and it knows neither stage.
+"""

@@ -4,8 +4,8 @@
 
 An encoder whose sentence embedding is the mean of its last hidden states is close to a causal embedder already: its
 weights are loaded into a causal language model, one layer is added that averages the states before a token, and one
-token is added to the vocabulary. The state at that token is then the mean of what the encoder says when it only looks
-back. ``training.sft`` makes an embedder of it that writes.
+token is added to the vocabulary. The state at that token is then the mean of the encoder's states when each token sees
+only those before it. ``training.sft`` turns it into an embedder that writes.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def make(encoder: str, max_length: int, out: Path, seed: int = 7) -> Path:
         encoder: Folder or hub id of a BERT sentence encoder with mean pooling.
         max_length: Longest direct turn in tokens.
         out: Folder to write.
-        seed: Of what is drawn: the inner weights of the added layer, which pass nothing on before training.
+        seed: Of the weights that are drawn: those inside the added layer, which have no effect before training.
 
     Returns:
         ``out``.

@@ -1,4 +1,6 @@
 """Stage 2, reinforcement learning: ``python -m training.rl``.
 
-Nothing outside of this folder imports from it, but for benchmarks of ``rl.corpus``.
+``train`` puts a run together from its settings, ``rollouts`` writes and embeds reasonings, ``reward`` says what they
+are worth, ``policy_update`` learns from that. Only benchmarks import from this folder: the reward, and the environment
+in ``corpus``. It knows nothing of stage 1; what both stages use is in ``training.shared``.
 """

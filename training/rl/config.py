@@ -45,14 +45,15 @@ class RLArguments(RunArguments, GRPOConfig):
         default=0.0,
         metadata={
             "help": "Weight of InfoNCE between queries, direct and after their rollouts, and documents of the batch: "
-            "it keeps the embeddings while reasoning is trained (ours)."
+            "it keeps the embeddings good while reasoning is trained (ours)."
         },
     )
     memory_weight: float = dataclasses.field(
         default=0.0,
         metadata={
-            "help": "Weight of InfoNCE between the embedding that each rollout leads to and the environment: a "
-            "positive and the hardest negatives of the whole corpus, found by the reward's ranking anyway (ours)."
+            "help": "Weight of InfoNCE between the embedding that each rollout leads to and documents of the "
+            "environment: a positive and the hardest negatives of the whole corpus, which the reward's ranking finds "
+            "anyway (ours)."
         },
     )
     memory_negatives: int = dataclasses.field(
@@ -61,15 +62,16 @@ class RLArguments(RunArguments, GRPOConfig):
     distil_weight: float = dataclasses.field(
         default=0.0,
         metadata={
-            "help": "Weight of 1 - cos(embedding that a rollout leads to, teacher's embedding of the query): who has "
-            "read a question twice can come closer to a bidirectional teacher than the direct embedding (ours)."
+            "help": "Weight of 1 - cos(embedding that a rollout leads to, teacher's embedding of the query). A model "
+            "that reads the question twice can come closer to a bidirectional teacher than its direct embedding does "
+            "(ours)."
         },
     )
     hold_weight: float = dataclasses.field(
         default=0.0,
         metadata={
             "help": "Weight of the distance of direct embeddings (queries, and a document for each) to those of the "
-            "stage-1 model: what thinking learns must not move the documents (ours)."
+            "stage-1 model, so that learning to think does not move the documents (ours)."
         },
     )
     tau: float = dataclasses.field(default=0.05, metadata={"help": "Temperature of both InfoNCE losses (ours)."})
@@ -92,11 +94,11 @@ class RLArguments(RunArguments, GRPOConfig):
     )
 
     def __post_init__(self) -> None:
-        # TRL would measure rollouts of its own on a dev set; ours is a retrieval measurement, and needs none.
+        # TRL would write rollouts for a dev set; we measure retrieval instead, which needs none.
         self.num_generations_eval = self.num_generations_eval or 1
         super().__post_init__()
         self.remove_unused_columns = False
-        # The training stream is in order already, of as many epochs as are trained; a resumed run finds its place.
+        # The queries are in the order of training already, for all epochs, so that a resumed run finds its place.
         self.shuffle_dataset = False
         self.check_shared()
         check_range(self, ("document_length", "rollout_batch_size", "memory_negatives"), at_least=1)

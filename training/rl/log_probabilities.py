@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from training.shared.padding import chunks_by_length, pad
 
-# Rollouts share a prompt in rows of at most so many tokens: what a row is blind to is computed all the same.
+# Most tokens of a row in which rollouts share a prompt. Attention from one rollout to another is computed before it is
+# masked, so long rows waste work.
 _LONGEST_TREE = 1024
 
 

@@ -25,7 +25,7 @@ from training.shared.teacher import Teach
 
 
 def retrieval(score: list[float], **kwargs: Any) -> list[float | None]:
-    """The reward function: the rollouts come with their scores."""
+    """The reward function that TRL asks for; the rollouts have brought their scores with them."""
     return [*score]
 
 

@@ -1,6 +1,6 @@
-"""What a rollout of stage 2 is worth: one small pure function for each part, and ``rewards``, which adds them up.
+"""The reward of a rollout: one small pure function for each part, and ``rewards``, which adds them up.
 
-Only what differs inside a group of rollouts teaches anything, for GRPO subtracts the group's mean. That is why the
+Only what differs inside a group of rollouts teaches anything, because GRPO subtracts the group's mean. That is why the
 ranking part holds the similarity itself and not only the rank: when all rollouts of a query already rank its positive
 first, the one that is closer to it is still worth more.
 """

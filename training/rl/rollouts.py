@@ -1,4 +1,4 @@
-"""What one step of stage 2 learns from: reasonings, the embeddings they lead to, and what they are worth.
+"""Rollouts of stage 2: the policy writes reasonings, and each gets its embedding and its reward.
 
 A rollout is one pass: our engine writes the reasoning and returns the state at the token that closes it, so nothing is
 computed twice. (128 rollouts of searchr3-mini, one CPU thread: 2.7 s; the states once more by a forward pass over what
@@ -286,7 +286,7 @@ class _Batch:
 
 
 def exact_rewards(settings: RewardSettings) -> dev_scores.Judge:
-    """The reward in the whole small corpus of a dev set, whose vectors are all fresh."""
+    """The reward in the corpus of a dev set, which is small enough to be encoded whole."""
 
     def judge(data: BeirData, queries: Tensor, documents: Tensor, written: Sequence[decode.Generation]) -> np.ndarray:
         names = {name: place for place, name in enumerate(data.documents)}

@@ -1,12 +1,12 @@
-"""Stage 2: reinforcement learning of the reasoning, in an environment that never encodes the whole corpus again.
+"""Stage 2: reinforcement learning of the reasoning, without ever encoding the whole corpus again.
 
     python -m training.rl --config training/configs/single-mini-rl.yaml --data DATA/train --output_dir runs/rl
 
-begins with the result of stage 1. The policy writes several reasonings for each query; each is worth what the
-embedding that it leads to finds in the corpus, which is made of the documents of the sources (and of ``corpus``).
-Settings as in stage 1: from the YAML file and the command line, which wins. The trained model is written to
-OUTPUT_DIR/model. Killed and started again with the same command, the run goes on from its last checkpoint, environment
-included, and ends with the same weights. Several GPUs: ``accelerate launch -m training.rl --config ...``; the
+begins with the result of stage 1. The policy writes several reasonings for each query. Each leads to an embedding, and
+is rewarded for what that finds in the corpus: the documents of the sources, and of the folders that ``corpus`` names.
+The settings come from the YAML file; those given on the command line win. The trained model is written to
+OUTPUT_DIR/model. A run that was killed goes on from its last checkpoint, environment included, when the same command
+is given again, and ends with the same weights. Several GPUs: ``accelerate launch -m training.rl --config ...``; the
 environment lives on the first. ``use_vllm`` lets vLLM write; it is passed on to TRL and not tested here.
 """
 
@@ -41,7 +41,7 @@ from training.shared.teacher import load_teacher
 
 logger = logging.getLogger("training.rl")
 
-# Documents from which on the environment's vectors lie in a file, memory-mapped: 0.3 GB of searchr3-mini's.
+# With so many documents or more, the environment's vectors lie in a file, memory-mapped: 0.3 GB for searchr3-mini.
 MAPPED_FROM = 200_000
 
 
@@ -96,17 +96,19 @@ def conversation_of(tokenizer: PreTrainedTokenizerBase, prompts: Any, config: An
         ValueError: The lengths do not fit into the model's positions.
     """
     positions = config.max_position_embeddings
-    talk = Conversation(tokenizer, prompts, max_length=positions, position_limit=positions, on_truncate="ignore")
-    longest = len(talk.reasoning_turns([[0] * args.query_length])[0]) + args.max_completion_length
-    if longest > positions or args.document_length + talk.direct_overhead > positions:
+    conversation = Conversation(
+        tokenizer, prompts, max_length=positions, position_limit=positions, on_truncate="ignore"
+    )
+    longest = len(conversation.reasoning_turns([[0] * args.query_length])[0]) + args.max_completion_length
+    if longest > positions or args.document_length + conversation.direct_overhead > positions:
         raise ValueError(
             f"The model has {positions} positions, but query_length {args.query_length} and max_completion_length "
             f"{args.max_completion_length} make turns of {longest}, and document_length {args.document_length} of "
-            f"{args.document_length + talk.direct_overhead}; lower them."
+            f"{args.document_length + conversation.direct_overhead}; lower them."
         )
-    # What the model reads of a text is the stage-1 model's affair; this stage only trains on less of it.
-    talk.max_length = min(positions, tokenizer.model_max_length)
-    return talk
+    # The exported model reads as much of a text as the stage-1 model did, though this stage trains on less.
+    conversation.max_length = min(positions, tokenizer.model_max_length)
+    return conversation
 
 
 def load_stage_1(
@@ -121,10 +123,10 @@ def load_stage_1(
     known = transformers.AutoTokenizer.from_pretrained(folder)
     model, tokenizer, prompts = load_start(folder, None, **kwargs)
     find_embed_token(known, prompts.embed_token)
-    talk = conversation_of(tokenizer, prompts, model.config, args)
+    conversation = conversation_of(tokenizer, prompts, model.config, args)
     if args.use_vllm and prompts.distinct_tokens:
         raise ValueError("use_vllm can't bar tokens that are written already, as this model needs (distinct_tokens).")
-    return model, tokenizer, talk, folder, kwargs
+    return model, tokenizer, conversation, folder, kwargs
 
 
 def end_rollouts_at_embed_token(
@@ -157,15 +159,15 @@ def train(args: RLArguments, model_args: ModelConfig) -> Path:
         FloatingPointError: The loss is not a number.
     """
     out = Path(str(args.output_dir))
-    model, tokenizer, talk, folder, kwargs = load_stage_1(model_args, args)
+    model, tokenizer, conversation, folder, kwargs = load_stage_1(model_args, args)
     task, training, held_out = read_task(args)
     # Before max_steps is set, which follows from the others.
     settings = deciding_settings(args, model_args, folder, [one for rows in training.values() for one in rows])
     order = order_of_training(training, args)
     ends = cast(Any, model.generation_config).eos_token_id
-    processing = end_rollouts_at_embed_token(model, tokenizer, talk.embed_token_id, args)
+    processing = end_rollouts_at_embed_token(model, tokenizer, conversation.embed_token_id, args)
     sets = dev_sets(args, held_out) if args.eval_strategy != "no" else []
-    rollouts = Rollouts.of(args, talk, task, out / "corpus" if len(task.documents) >= MAPPED_FROM else None)
+    rollouts = Rollouts.of(args, conversation, task, out / "corpus" if len(task.documents) >= MAPPED_FROM else None)
     taught = args.distil_weight > 0
     peft_config = get_peft_config(model_args)
     # Adapters can be switched off, and the KL has a copy of the stage-1 model already.
@@ -176,7 +178,7 @@ def train(args: RLArguments, model_args: ModelConfig) -> Path:
         contrast=(args.contrast_weight, args.tau),
         memory_weight=args.memory_weight,
         distil_weight=args.distil_weight,
-        teach=load_teacher(cast(str, args.teacher), talk, args, model.config.hidden_size) if taught else None,
+        teach=load_teacher(cast(str, args.teacher), conversation, args, model.config.hidden_size) if taught else None,
         hold_weight=args.hold_weight,
         start=load_start(folder, None, **kwargs)[0] if copied else None,
         model=model,
@@ -187,9 +189,9 @@ def train(args: RLArguments, model_args: ModelConfig) -> Path:
         peft_config=peft_config,
     )
     start_or_resume(trainer, out, settings, rollouts.restore if trainer.accelerator.is_main_process else None)
-    # What ends a turn of the exported model is none of the trainer's business.
+    # The exported model ends its turns as the stage-1 model did.
     cast(Any, model.generation_config).eos_token_id = ends
-    return export_result(trainer, tokenizer, talk, args, folder, kwargs)
+    return export_result(trainer, tokenizer, conversation, args, folder, kwargs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,10 +1,10 @@
-"""What each part of stage 1 is worth: the same short training with one part left out in turn, side by side.
+"""What each part of stage 1 is worth: short trainings, each with one part left out, side by side.
 
     python -m training.sft.ablation --config training/configs/single-mini.yaml --data DATA/train --eval DATA/eval \\
         --out runs/ablation --steps 60 -- --per_device_train_batch_size 32
 
 What follows ``--`` goes to every run of ``training.sft``. All are measured on the small lists of the evaluation sets.
-Started again with the same command, finished runs and measurements are kept and a broken one goes on.
+When the same command is given again, finished runs and measurements are kept and an interrupted one goes on.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training records into the turns of one step: what is read, what is taught, and which document answers whom."""
+"""Lays out what one step of stage 1 reads: its turns, which of them are taught, which documents answer whom."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Batch:
         query_bodies: Token ids of the queries.
         document_bodies: Token ids of the documents.
         reasonings: Token ids of each record's reasoning target; None where the record has none.
-        position: Place of the first record in the training stream; it seeds all that is random in the step.
+        position: Place of the first record in the order of training; it seeds everything random in the step.
     """
 
     records: list[Record]
@@ -38,11 +38,11 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Collator:
-    """Makes a batch of rows of the training stream; the same rows always give the same batch.
+    """Makes a batch out of rows in the order of training; the same rows always give the same batch.
 
     Attributes:
         records: All training records; rows are numbers into it.
-        conversation: Tokenises.
+        conversation: Turns texts into token ids.
         query_length: Most tokens of a query.
         document_lengths: Most tokens of a document -> share of steps with that limit.
         negatives: Most explicit negatives of a record in one step.
@@ -155,7 +155,7 @@ def lay_out(
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """Which documents answer which queries, by a number for each text, so that processes can exchange it.
+    """Which documents answer which queries. A number stands for each text, so that processes exchange little.
 
     Attributes:
         documents: The number of each document, positives of the records first.

@@ -2,9 +2,9 @@
 
     python -m training.sft --config training/configs/single-mini.yaml --data DATA/train --output_dir runs/sft
 
-The settings come from the YAML file; any of them can be given on the command line too, where it wins. The trained
-model is written to OUTPUT_DIR/model, ready for ``ReasoningEmbedder``. Killed and started again with the same command,
-the run goes on from its last checkpoint and ends with the same weights. Several GPUs:
+The settings come from the YAML file; those given on the command line win. The trained
+model is written to OUTPUT_DIR/model, ready for ``ReasoningEmbedder``. A run that was killed goes
+on from its last checkpoint when the same command is given again, and ends with the same weights. Several GPUs:
 ``accelerate launch --config_file training/configs/fsdp.yaml -m training.sft --config ...``
 """
 
@@ -65,7 +65,7 @@ def order_of_training(
 
 
 def within_budget(records: Sequence[Record], conversation: Conversation) -> list[Record]:
-    """The records, without reasoning targets that exceed the budget: they would teach to break off."""
+    """The records, without the reasoning targets that are too long: those would teach the model to be cut off."""
     budget = conversation.default_max_reasoning_tokens
     lengths = iter(conversation.text_ids([r.reasoning for r in records if r.reasoning is not None]))
     fits = [r.reasoning is None or len(next(lengths)) <= budget for r in records]
@@ -111,7 +111,7 @@ def train(args: SFTArguments, model_args: ModelConfig) -> Path:
     peft_config = get_peft_config(model_args)
     if peft_config is not None:
         cast(Any, peft_config).trainable_token_indices = [conversation.embed_token_id]
-    # Trained in full, the model needs a frozen copy of itself for L_KL; with adapters it is its own.
+    # Trained in full, the model needs a frozen copy for L_KL; with adapters, switching them off gives it.
     copied = peft_config is None and args.kl_weight > 0
     sets = dev_sets(args, held_out) if args.eval_strategy != "no" else []
     trainer = EmbeddingTrainer(

@@ -1,4 +1,4 @@
-"""The supervised trainer: TRL's, with a step that embeds and writes in the same forward passes.
+"""One step of stage 1: TRL's trainer, with a loss for embeddings and written text in the same forward passes.
 
 One step is one contrastive batch, however large: its turns go through the model in chunks of ``tokens_per_forward``
 tokens, twice. The first pass keeps only the embeddings, on which the contrastive loss and its gradient are computed;
@@ -87,7 +87,7 @@ class EmbeddingTrainer(EmbedderTrainer, SFTTrainer):
         **kwargs: As of ``SFTTrainer``.
     """
 
-    # The loss is that of the whole batch already.
+    # The loss is computed for the whole batch, so transformers must not scale it for gradient accumulation.
     loss_is_scaled_for_ga: Any = False
 
     def __init__(
@@ -112,7 +112,7 @@ class EmbeddingTrainer(EmbedderTrainer, SFTTrainer):
         self.conversation = conversation
         self.settings = settings
         self.tokens_per_forward = tokens_per_forward
-        # Gradients are exchanged between processes at a backward pass; several forward passes may not share one.
+        # Processes exchange gradients at each backward pass, so several forward passes can't share one.
         self.grad_cache = grad_cache or self.accelerator.num_processes > 1
         self.reference = reference
         self.teach = teach
@@ -122,7 +122,7 @@ class EmbeddingTrainer(EmbedderTrainer, SFTTrainer):
             reference.to(self.device).eval().requires_grad_(False)
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
-        # The training stream is in order already, of as many epochs as are trained.
+        # The rows are in the order of training already, for all epochs.
         return SequentialSampler(cast(Any, self.train_dataset))
 
     def training_step(self, model: Any, inputs: Mapping[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -140,7 +140,7 @@ class EmbeddingTrainer(EmbedderTrainer, SFTTrainer):
         parts: dict[str, Tensor] = {}
 
         def embedding_loss(vectors: Tensor) -> Tensor:
-            # With a gradient even where every term is switched off.
+            # So that there is a gradient even where every term is switched off.
             loss = 0 * vectors.sum()
             for name, weight, value in self._embedding_terms(batch, views, vectors, documents):
                 parts[name] = value.detach()
@@ -186,7 +186,7 @@ class EmbeddingTrainer(EmbedderTrainer, SFTTrainer):
     def _write(self, model: Any, batch: Batch) -> dict[int, list[int]]:
         """What the model itself writes now for the records that have a reasoning target."""
         rows = [row for row, ids in enumerate(batch.reasonings) if ids is not None]
-        # Evenly spaced, for neighbours come from one source.
+        # Evenly spaced, because records that stand together come from one source.
         wanted = round(self.settings.own_reasoning * len(rows))
         rows = [rows[i * len(rows) // wanted] for i in range(wanted)]
         if not rows:
@@ -226,7 +226,7 @@ class EmbeddingTrainer(EmbedderTrainer, SFTTrainer):
         output = model(**options, output_hidden_states=True)
         vectors = F.normalize(output.hidden_states[-1][rows, last].float(), dim=-1)
         if self.accelerator.num_processes > 1:
-            # Processes exchange gradients once every weight has one, the head's included.
+            # Processes wait until every weight has a gradient, and the head has none from the embeddings.
             vectors = vectors + 0 * output.logits.float().sum()
         if not wanted:
             return vectors, {}
@@ -257,7 +257,7 @@ class EmbeddingTrainer(EmbedderTrainer, SFTTrainer):
             yield model
 
     def _language_loss(self, sums: Sequence[Mapping[str, Tensor]], taught: float, parts: dict[str, Tensor]) -> Tensor:
-        """The weighted mean over the taught tokens, of which some chunks give the sums."""
+        """The weighted mean over all taught tokens of the step, for the chunks whose sums are given."""
         loss = torch.zeros((), device=self.device)
         for chunk in sums:
             for name, value in chunk.items():
@@ -355,7 +355,7 @@ class EmbeddingTrainer(EmbedderTrainer, SFTTrainer):
 
 
 def _share(view: str, counts: Mapping[str, int]) -> float:
-    """Direct and reasoning embeddings count the same, the two kinds of reasoning by their numbers."""
+    """Direct and reasoning embeddings count the same; the two kinds of reasoning share by their numbers."""
     return 1.0 if view == "direct" else counts[view] / (counts["target"] + counts["own"])
 
 
@@ -371,7 +371,7 @@ def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
 
 @contextlib.contextmanager
 def _replayed(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iterator[None]:
-    """Randomness as it was; afterwards it goes on as if nothing had been replayed."""
+    """Puts a random state back for a while; afterwards random numbers go on as if nothing had been replayed."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.set_rng_state(state[0])
         if state[1] is not None:

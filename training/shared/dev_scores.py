@@ -1,4 +1,4 @@
-"""nDCG@10 of a model in training on dev sets, to choose checkpoints by."""
+"""Scores of a model in training on dev sets, which choose the best checkpoint: nDCG@10, direct and reasoning."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from training.evaluate.run import dense_rows, rank, score
 # Set, unit rows of its queries after reasoning, unit rows of its documents, what the model wrote -> a reward each.
 Judge = Callable[[BeirData, Tensor, Tensor, Sequence[decode.Generation]], np.ndarray]
 
-# Longer texts tell little more about which checkpoint is better, and cost most of the time.
+# Texts are cut there: longer ones say little more about which checkpoint is better, and take most of the time.
 DOCUMENT_TOKENS = 128
 QUERY_TOKENS = 64
 

@@ -24,7 +24,7 @@ from training.shared.starting_model import load_start
 def average(model: PreTrainedModel, start: PreTrainedModel, share: float) -> None:
     """Moves the weights towards those that training began with.
 
-    What further training on one mix of texts forgets of another comes back (Wortsman et al. 2022,
+    It brings back what training on one mix of texts has forgotten about others (Wortsman et al. 2022,
     https://arxiv.org/abs/2109.01903).
 
     Args:
@@ -52,7 +52,7 @@ def export(
         folder: Where to write.
         dtype: Of the saved weights.
     """
-    # Trainers switch it off; whoever generates with the folder in plain transformers needs it.
+    # Trainers switch the cache off; generation in plain transformers needs it.
     model.config.use_cache = True
     with tempfile.TemporaryDirectory() as bare:
         model.save_pretrained(bare)

@@ -1,8 +1,9 @@
-"""The terms of the supervised loss, each a pure function of tensors.
+"""The terms of the losses of both stages, each a pure function of tensors.
 
-``L = L_SFT + L_KL + L_InfoNCE + L_triplet`` is the paper's sum (https://arxiv.org/abs/2510.07048); the terms that know
-a teacher are ours. The functions of embeddings return means over the queries, the functions of logits return sums over
-the tokens, because the tokens of one batch come in several forward passes.
+``L = L_SFT + L_KL + L_InfoNCE + L_triplet`` is the paper's sum for stage 1 (https://arxiv.org/abs/2510.07048). The
+terms with a teacher, and those of embeddings in stage 2, are ours. The functions of embeddings return means over the
+queries; the functions of logits return sums over the tokens, because the tokens of one batch come in several forward
+passes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Cosine above which a document that nobody judged says what the positive says.
+# Above this cosine a negative is taken to say the same as the positive.
 NEARLY_EQUAL = 0.9
 
 

@@ -1,4 +1,4 @@
-"""Token ids into padded tensors: which turns share a forward pass, and how they are padded."""
+"""Turns of token ids as padded tensors, in chunks that waste little padding."""
 
 from __future__ import annotations
 

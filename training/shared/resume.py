@@ -1,7 +1,6 @@
-"""How a run that was stopped goes on: the same command, the same settings, the newest whole checkpoint.
+"""Goes on with a run that was stopped: the same settings, the newest whole checkpoint.
 
-A run's folder holds ``run.json``, the settings that decide its weights. Another command than the one that began it is
-refused.
+``run.json`` in a run's folder holds the settings that decide its weights; a command with others is refused.
 """
 
 from __future__ import annotations
@@ -112,7 +111,7 @@ def check_same_run(out: Path, settings: Mapping[str, Any]) -> None:
     path = out / RUN_FILE
     now = json.loads(json.dumps(settings, default=str))
     if not path.exists():
-        # Every process of the run comes by here, so the file must be written whole.
+        # Every process of the run writes it, so none may see half a file.
         write_json(path, now, sort_keys=True)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
@@ -136,7 +135,7 @@ def writing() -> Iterator[None]:
     except SafetensorError as error:
         raise OSError(str(error)) from error
     except RuntimeError as error:
-        # As torch.save says it; other errors are none of ours.
+        # These are torch.save's words for it; all other errors pass through.
         if "StreamWriter" not in str(error) and "unexpected pos" not in str(error):
             raise
         raise OSError(str(error)) from error

@@ -1,4 +1,6 @@
-"""The corpus under a moving policy: rewards stay fresh without encoding all of it again at every step.
+"""The environment of stage 2: the corpus that rollouts are ranked in, while the policy moves its vectors.
 
-It knows vectors and a function that encodes texts; nothing of rollouts or models.
+``environment`` keeps the vectors and ranks, ``which_to_reencode`` decides which documents are encoded again at a step,
+``drift`` corrects the others, ``graph`` finds neighbours, ``saving`` writes and reads files. This room knows vectors
+and a function that encodes texts, and nothing of rollouts, rewards or models.
 """

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# The previous estimate of the common drift counts like so many rows that are one step old.
+# The previous estimate of the common drift counts as much as so many rows that are one step old.
 _PRIOR_ROWS = 1.0
 
 
@@ -14,11 +14,11 @@ _PRIOR_ROWS = 1.0
 class Drift:
     """The movement that all documents have in common, learned from the rows that are encoded anyway.
 
-    One update of the weights moves all documents in part alike. ``totals`` holds how far, since ``build``, at every
-    policy step that refreshed something; a row encoded at step s and scored at step t has moved by about
-    ``totals[t] - totals[s]``, and is a unit row afterwards: without that, the documents nearest to a query, which can
-    hardly come nearer, would be corrected too far. Each estimate is anchored at the row's own stamp, so errors do not
-    add up.
+    An update of the weights moves all documents partly in the same direction. ``totals`` holds how far they have moved
+    so since ``build``, for every policy step at which documents were encoded. A row encoded at step s and scored at
+    step t has moved by about ``totals[t] - totals[s]``; it is made a unit row again, or the documents nearest to a
+    query, which can hardly come nearer, would be corrected too far. Each estimate starts from the row's own stamp, so
+    errors do not add up.
 
     Attributes:
         steps: Policy steps with an estimate, ascending, int64, shape (steps,); the first is 0.
@@ -57,7 +57,7 @@ class Drift:
         if self.steps[-1] != step:
             self.steps = np.append(self.steps, step)
             self.totals = np.vstack([self.totals, self.totals[-1:]])
-            # The estimate of the step before counts too, so that a few old rows alone do not pull it about.
+            # The estimate of the step before counts too, so that a few old rows can't move it far.
             self.weights = np.append(self.weights, _PRIOR_ROWS)
         measured = float(np.sqrt(np.mean(np.square(missed[old] / age[:, None]))))
         self.spread = np.asarray(measured if not self.spread else 0.9 * self.spread + 0.1 * measured)
