@@ -25,7 +25,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from searchr3_embed.async_batching import Coalescer
 from searchr3_embed.checkpoint import loading
 from searchr3_embed.conversation import Conversation, OnTruncate, check_texts
-from searchr3_embed.engine import decode
+from searchr3_embed.engine import decode, forward
 from searchr3_embed.engine.cpu import kernels
 
 _REASONING_OPTIONS = ("reason", "max_reasoning_tokens")
@@ -381,7 +381,7 @@ class ReasoningEmbedder(SentenceTransformer):
             else:
                 turns = self.conversation.direct_ids(texts)
                 with tqdm(total=len(turns), desc="Embedding", disable=not show_progress_bar) as bar:
-                    states = decode.embed(self.causal_lm, turns, batch_size=batch_size, progress=bar.update)
+                    states = forward.embed(self.causal_lm, turns, batch_size=batch_size, progress=bar.update)
             embeddings = self._finish(states)
             if truncate_dim is not None:
                 embeddings = truncate_embeddings(embeddings, truncate_dim)

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config
 
 from searchr3_embed.conversation import Conversation, find_embed_token
+from searchr3_embed.engine.decode import stop_token_ids
 from training.data import records as data_module
 from training.data.beir import beir_folders, read_corpus
 from training.data.records import Record
@@ -32,7 +33,7 @@ from training.rl.config import RLArguments, parse
 from training.rl.policy_update import PolicyTrainer
 from training.rl.rollouts import Rollouts, Task
 from training.shared.command import run_command
-from training.shared.dev_scores import dev_sets, stop_tokens
+from training.shared.dev_scores import dev_sets
 from training.shared.export import export_result
 from training.shared.resume import deciding_settings, start_or_resume
 from training.shared.sources import Sources, read_sources
@@ -134,7 +135,7 @@ def end_rollouts_at_embed_token(
 ) -> PreTrainedTokenizerBase:
     """Tells the trainer where a rollout ends, in the model's generation settings; returns a tokenizer for it."""
     generation = cast(Any, model.generation_config)
-    generation.eos_token_id = [embed_token_id, *stop_tokens(model)]
+    generation.eos_token_id = [embed_token_id, *stop_token_ids(model)]
     if args.use_vllm:
         given = cast(dict, args.generation_kwargs or {})
         args.generation_kwargs = {**given, "stop_token_ids": generation.eos_token_id}

@@ -31,7 +31,7 @@ from searchr3_embed.engine import decode
 from searchr3_embed.files import write_text
 from training.data.beir import BeirData
 from training.sft.batches import Answers, Batch, Turn, View, lay_out
-from training.shared import dev_scores, losses
+from training.shared import losses
 from training.shared.embedder_trainer import EmbedderTrainer, without_wrapper
 from training.shared.padding import chunks_by_length, pad
 from training.shared.teacher import Teach
@@ -200,7 +200,7 @@ class EmbeddingTrainer(EmbedderTrainer, SFTTrainer):
                 prompts,
                 embed_token_id=self.conversation.embed_token_id,
                 max_new_tokens=self.conversation.default_max_reasoning_tokens,
-                stop_token_ids=dev_scores.stop_tokens(bare),
+                stop_token_ids=decode.stop_token_ids(bare),
                 batch_size=min(len(prompts), 128),
                 distinct=self.conversation.prompts.distinct_tokens,
                 temperature=self.settings.own_temperature,
