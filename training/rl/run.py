@@ -31,8 +31,10 @@ from trl import ModelConfig, get_peft_config
 
 from searchr3_embed.checkpoint import loading
 from searchr3_embed.conversation import Conversation, find_embed_token
-from training.data import records as data_module
 from training.data.beir import beir_folders, read_corpus
+from training.data.held_out import split_held_out
+from training.data.mixing import mix
+from training.data.reading import load
 from training.data.records import Record
 from training.rl.config import RLArguments, parse
 from training.rl.policy import PolicyTrainer
@@ -62,9 +64,7 @@ def stream(training: Mapping[str, Sequence[Record]], args: RLArguments) -> list[
     order: list[str] = []
     epochs = 0
     while len(order) < wanted if args.max_steps > 0 else epochs < args.num_train_epochs:
-        found = [
-            record.query for group in data_module.mix(training, weights, 1, args.seed + epochs) for record in group
-        ]
+        found = [record.query for group in mix(training, weights, 1, args.seed + epochs) for record in group]
         if not found:
             raise ValueError(f"The sources' weights {weights} leave no query of them.")
         order += found
@@ -83,15 +83,13 @@ def stream(training: Mapping[str, Sequence[Record]], args: RLArguments) -> list[
 
 def read_task(args: RLArguments) -> tuple[Task, dict[str, list[Record]], dict[str, list[Record]]]:
     """Reads the sources and the corpus; returns the task, and the records to train on and to choose by."""
-    loaded = data_module.load(
+    loaded = load(
         cast(dict, args.sources), Path(args.data) if args.data else None, exclude=[Path(p) for p in args.exclude or []]
     )
     training: dict[str, list[Record]] = {}
     held_out: dict[str, list[Record]] = {}
     for source, rows in loaded.sources.items():
-        training[source], held_out[source] = data_module.split_held_out(
-            rows, args.held_out_one_in, args.held_out_limit
-        )
+        training[source], held_out[source] = split_held_out(rows, args.held_out_one_in, args.held_out_limit)
     folders = beir_folders([Path(path) for path in args.corpus or []])
     more = [text for folder in folders for text in read_corpus(folder)]
     task = Task.of([record for rows in training.values() for record in rows], more)

@@ -30,10 +30,12 @@ from trl import ModelConfig, get_peft_config
 
 from searchr3_embed.checkpoint import loading
 from searchr3_embed.conversation import PROMPTS_FILE, Conversation, Prompts
-from training.data import records as data_module
 from training.data.beir import BeirData, beir_folders, read_beir
+from training.data.held_out import split_held_out
+from training.data.mixing import mix
+from training.data.reading import load
 from training.data.records import Record
-from training.prepare.reasoning_targets import load_embedder
+from training.evaluate.models import load_embedder
 from training.sft.batches import Collator
 from training.sft.config import SFTArguments, parse
 from training.sft.trainer import EmbeddingTrainer
@@ -124,7 +126,7 @@ def stream(training: Mapping[str, Sequence[Record]], rows: Mapping[int, int], ar
     order: list[int] = []
     epochs = 0
     while len(order) < batch * args.max_steps if args.max_steps > 0 else epochs < args.num_train_epochs:
-        groups = data_module.mix(training, weights, batch // args.groups_per_step, args.seed + epochs)
+        groups = mix(training, weights, batch // args.groups_per_step, args.seed + epochs)
         if not groups:
             raise ValueError(
                 f"No source has {batch // args.groups_per_step} records times its weight, as many as it gives to one "
@@ -213,15 +215,13 @@ def train(args: SFTArguments, model_args: ModelConfig) -> Path:
         position_limit=model.config.max_position_embeddings,
         on_truncate="ignore",
     )
-    loaded = data_module.load(
+    loaded = load(
         cast(dict, args.sources), Path(args.data) if args.data else None, exclude=[Path(p) for p in args.exclude or []]
     )
     training: dict[str, list[Record]] = {}
     held_out: dict[str, list[Record]] = {}
     for source, rows in loaded.sources.items():
-        training[source], held_out[source] = data_module.split_held_out(
-            rows, args.held_out_one_in, args.held_out_limit
-        )
+        training[source], held_out[source] = split_held_out(rows, args.held_out_one_in, args.held_out_limit)
     records = [record for rows in training.values() for record in rows]
     settings = {name: value for name, value in args.to_dict().items() if name not in FREE}
     adapters = {name: value for name, value in dataclasses.asdict(model_args).items() if name != "model_name_or_path"}

@@ -23,9 +23,9 @@ from trl import GRPOTrainer
 from searchr3_embed import ReasoningEmbedder
 from searchr3_embed.engine import decode
 from tests import tiny
-from tests.training.evaluate.test_evaluate import write_beir
 from tests.training.sft.test_sft import assert_same, plain_qwen2, records, weights
-from training.data.beir import DataError
+from tests.training.toy_set import write_beir
+from training.data.lines import DataError
 from training.data.records import Record
 from training.rl import policy
 from training.rl import run as rl

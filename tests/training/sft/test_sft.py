@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 
 from searchr3_embed import ReasoningEmbedder
 from tests import tiny
-from tests.training.evaluate.test_evaluate import write_beir
+from tests.training.toy_set import write_beir
 from training.sft import ablation, trainer
 from training.sft import run as sft
 from training.sft.batches import Answers, Batch, Collator, lay_out
