@@ -17,7 +17,7 @@ from benchmarks import cells, gpu, memory, peers, profiling, steered, timing, wo
 from benchmarks.setting import Setting, Sizes
 from searchr3_embed import ReasoningEmbedder
 from searchr3_embed.engine import decode
-from tests.training.evaluate.test_evaluate import write_beir
+from tests.training.toy_set import write_beir
 
 SIZES = Sizes(
     queries=4,
