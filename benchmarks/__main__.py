@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -25,8 +24,9 @@ from benchmarks.setting import FULL, QUICK, Setting
 from benchmarks.timing import DisagreementError
 from benchmarks.workloads import WORKLOADS
 from searchr3_embed.checkpoint.loading import CheckpointError
-from training.data.beir import DataError
-from training.evaluate.report import environment
+from searchr3_embed.files import write_json, write_text
+from training.data.lines import DataError
+from training.evaluate.machine import machine_description
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -102,7 +102,7 @@ def run(setting: Setting, names: Sequence[str], out: Path, quick: bool = False) 
         "model": setting.model,
         "repeats": setting.repeats,
         "quick": quick,
-        "environment": environment(),
+        "machine": machine_description(),
         "workloads": {},
     }
     for number, name in enumerate(names, start=1):
@@ -120,11 +120,8 @@ def run(setting: Setting, names: Sequence[str], out: Path, quick: bool = False) 
 
 def write(result: dict[str, Any], out: Path) -> None:
     """Writes results.json, results.md and, once there is a speed-up, results.png."""
-    # Written apart and moved, so that a kill in between leaves the former file whole.
-    part = out / "results.json.part"
-    part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    part.replace(out / "results.json")
-    (out / "results.md").write_text(report.render(result), encoding="utf-8")
+    write_json(out / "results.json", result)
+    write_text(out / "results.md", report.render(result))
     report.plot(result, out / "results.png")
 
 

@@ -23,7 +23,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from training.data.beir import DataError, beir_folders, read_beir
+from searchr3_embed.files import write_text
+from training.data.beir import beir_folders, read_beir
+from training.data.lines import DataError
+from training.evaluate.tables import markdown_table
 
 if TYPE_CHECKING:
     from searchr3_embed import Reasoning, ReasoningEmbedder
@@ -178,19 +181,18 @@ def check(
 def render(result: dict[str, Any]) -> str:
     """The figures and their thresholds as a Markdown table."""
     two_passes = result["one_pass_against_two"]
-    lines = [
-        "| check | measured | threshold |",
-        "|---|---:|---:|",
-        f"| reasoning, one pass vs two: lowest cosine | {two_passes['lowest_cosine']:.7f} | >= {LEAST_COSINE} |",
-        f"| direct, engine vs forward: lowest cosine | {two_passes['lowest_cosine_direct']:.7f} | >= {LEAST_COSINE} |",
+    least = f">= {LEAST_COSINE}"
+    rows = [
+        ["reasoning, one pass vs two: lowest cosine", f"{two_passes['lowest_cosine']:.7f}", least],
+        ["direct, engine vs forward: lowest cosine", f"{two_passes['lowest_cosine_direct']:.7f}", least],
     ]
     for row in result["batch_independence"]:
         name = f"batch size {row['batch_size']}, shuffled"
-        lines += [
-            f"| {name}: same reasoning | {row['same_reasoning']:.2%} | >= {LEAST_SAME_REASONING:.1%} |",
-            f"| {name}: largest difference | {row['largest_difference']:.1e} | <= {MOST_DIFFERENCE:.0e} |",
+        rows += [
+            [f"{name}: same reasoning", f"{row['same_reasoning']:.2%}", f">= {LEAST_SAME_REASONING:.1%}"],
+            [f"{name}: largest difference", f"{row['largest_difference']:.1e}", f"<= {MOST_DIFFERENCE:.0e}"],
         ]
-    return "\n".join(lines)
+    return markdown_table(["check", "measured", "threshold"], rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -211,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from searchr3_embed import ReasoningEmbedder
     from searchr3_embed.checkpoint.loading import CheckpointError
-    from training.evaluate.report import environment
+    from training.evaluate.machine import machine_description
 
     try:
         queries = sample_queries(args.queries, args.count)
@@ -220,12 +222,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     result = check(embedder, queries, max_reasoning_tokens=args.max_reasoning_tokens)
-    result |= {"model": args.model, "device": str(embedder.device), "environment": environment()}
+    result |= {"model": args.model, "device": str(embedder.device), "machine": machine_description()}
     text = json.dumps(result, indent=2)
     print(render(result), text, sep="\n\n")
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n", encoding="utf-8")
+        write_text(args.out, text + "\n")
     return 0 if result["passed"] else 1
 
 

@@ -10,7 +10,6 @@ tokens. In half precision rounding changes tokens and vectors, so there the side
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -28,8 +27,9 @@ from benchmarks.setting import stock_lm
 from benchmarks.timing import LEAST_COSINE, DisagreementError
 from benchmarks.workloads import PEER_A, PEER_B, our_queries, peer_queries
 from searchr3_embed import ReasoningEmbedder
-from training.data.beir import DataError
-from training.evaluate.report import environment
+from searchr3_embed.files import write_json, write_text
+from training.data.lines import DataError
+from training.evaluate.machine import machine_description
 
 SHAPES = {"qwen2.5-1.5b": steered.QWEN_1_5B, "20m": steered.Shape(), "tiny": steered.Shape(64, 2, 2, 1, 128)}
 SYSTEM_TOKENS = {"W1": 16, "W2": 120}
@@ -157,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "model": f"random {args.shape}, {'float32' if device.type == 'cpu' else args.dtype}, {device.type}",
         "repeats": args.repeats,
         "quick": False,
-        "environment": environment(),
+        "machine": machine_description(),
         "workloads": {},
     }
     bandwidth = copy_bandwidth(device, 64 if device.type == "cpu" else 1024)
@@ -174,8 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"error: {name}: {error}", file=sys.stderr)
                 found = {"error": str(error)}
         result["workloads"][name] = {"title": title, **found}
-        (args.out / "gpu.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (args.out / "gpu.md").write_text(render(result), encoding="utf-8")
+        write_json(args.out / "gpu.json", result)
+        write_text(args.out / "gpu.md", render(result))
     print(render(result), end="")
     return 1 if any("error" in workload for workload in result["workloads"].values()) else 0
 

@@ -6,16 +6,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from training.evaluate.tables import markdown_table
+
 MIB = 1 << 20
+CELL_HEADER = ("peer", "items", "ours, s (batch)", "peer, s (batch)", "speed-up", "lowest cosine", "rows that differ")
+MEMORY_HEADER = ("peer", "items", "ours, MiB (loaded)", "peer, MiB (loaded)", "ours / peer", "lowest cosine")
 
 
 def render(result: Mapping[str, Any]) -> str:
     """All workloads as Markdown."""
-    env = result["environment"]
+    machine, versions = result["machine"], result["machine"]["versions"]
     parts = [
-        f"Model {result['model']}; {env['cpu']}, {env['torch_threads']} threads, torch {env['versions']['torch']}, "
-        f"transformers {env['versions']['transformers']}, sentence-transformers "
-        f"{env['versions']['sentence-transformers']}; {result['repeats']} interleaved repeats after a warm-up, median "
+        f"Model {result['model']}; {machine['cpu']}, {machine['torch_threads']} threads, torch {versions['torch']}, "
+        f"transformers {versions['transformers']}, sentence-transformers "
+        f"{versions['sentence-transformers']}; {result['repeats']} interleaved repeats after a warm-up, median "
         "(least to greatest); each side at its best batch size."
         + (" Quick run: too small for figures that mean anything." if result["quick"] else "")
     ]
@@ -28,16 +32,7 @@ def _render_workload(workload: Mapping[str, Any]) -> Iterator[str]:
     if "error" in workload:
         yield f"Not measured: {workload['error']}"
     if "cells" in workload:
-        header = [
-            "peer",
-            "items",
-            "ours, s (batch)",
-            "peer, s (batch)",
-            "speed-up",
-            "lowest cosine",
-            "rows that differ",
-        ]
-        yield _table(header, [_cell_row(cell) for cell in workload["cells"]])
+        yield markdown_table(CELL_HEADER, [_cell_row(cell) for cell in workload["cells"]])
         for cell in workload["cells"]:
             if "unavailable" in cell:
                 yield f"{cell['peer']} is not available: {cell['unavailable']}"
@@ -47,42 +42,35 @@ def _render_workload(workload: Mapping[str, Any]) -> Iterator[str]:
     if "profile" in workload:
         found = workload["profile"]
         yield f"Matrix products take {found['matrix_share']:.1%} of our time under the profiler."
-        yield _table(
-            ["operation", "share", "calls"],
-            [[row["operation"], f"{row['share']:.1%}", str(row["calls"])] for row in found["table"]],
-        )
+        rows = [[row["operation"], f"{row['share']:.1%}", row["calls"]] for row in found["table"]]
+        yield markdown_table(["operation", "share", "calls"], rows)
     if "memory" in workload:
-        header = ["peer", "items", "ours, MiB (loaded)", "peer, MiB (loaded)", "ours / peer", "lowest cosine"]
-        yield _table(
-            header,
-            [
-                [
-                    cell["peer"],
-                    str(cell["items"]),
-                    *(
-                        f"{cell[side]['peak_bytes'] / MIB:.0f} ({cell[side]['loaded_bytes'] / MIB:.0f})"
-                        for side in ("ours_bytes", "theirs_bytes")
-                    ),
-                    f"{cell['ratio']:.2f}",
-                    f"{cell['lowest_cosine']:.6f}",
-                ]
-                for cell in workload["memory"]
-            ],
-        )
+        yield markdown_table(MEMORY_HEADER, [_memory_row(cell) for cell in workload["memory"]])
     if "linearity" in workload:
-        yield _table(
-            ["kind", "items", "s", "ms per item", "relative to the smallest"],
+        rows = [
             [
-                [
-                    row["kind"],
-                    str(row["items"]),
-                    _time(row["time"]),
-                    f"{1000 * row['s_per_item']:.3f}",
-                    f"{row['relative']:.3f}",
-                ]
-                for row in workload["linearity"]
-            ],
-        )
+                row["kind"],
+                row["items"],
+                _time(row["time"]),
+                f"{1000 * row['s_per_item']:.3f}",
+                f"{row['relative']:.3f}",
+            ]
+            for row in workload["linearity"]
+        ]
+        yield markdown_table(["kind", "items", "s", "ms per item", "relative to the smallest"], rows)
+
+
+def _memory_row(cell: Mapping[str, Any]) -> list[str]:
+    return [
+        cell["peer"],
+        str(cell["items"]),
+        *(
+            f"{cell[side]['peak_bytes'] / MIB:.0f} ({cell[side]['loaded_bytes'] / MIB:.0f})"
+            for side in ("ours_bytes", "theirs_bytes")
+        ),
+        f"{cell['ratio']:.2f}",
+        f"{cell['lowest_cosine']:.6f}",
+    ]
 
 
 def _cell_row(cell: Mapping[str, Any]) -> list[str]:
@@ -101,11 +89,6 @@ def _cell_row(cell: Mapping[str, Any]) -> list[str]:
 
 def _time(times: Mapping[str, Any]) -> str:
     return f"{times['median_s']:.3g} ({times['min_s']:.3g} to {times['max_s']:.3g})"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 from benchmarks import steered
 from benchmarks.fidelity import sample_queries
 from searchr3_embed import ReasoningEmbedder
-from training.data.beir import DataError, beir_folders, read_beir
+from training.data.beir import beir_folders, read_beir
+from training.data.lines import DataError
 
 
 @dataclasses.dataclass(frozen=True)

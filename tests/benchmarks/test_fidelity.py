@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks import fidelity, peers
 from searchr3_embed import ReasoningEmbedder
-from tests.training.evaluate.test_evaluate import DOCUMENTS, QUERIES, write_beir
-from training.data.beir import DataError
+from tests.training.toy_set import DOCUMENTS, QUERIES, write_beir
+from training.data.lines import DataError
 
 TEXTS = [
     "tides",

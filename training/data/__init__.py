@@ -1,4 +1,4 @@
 """Training records and evaluation sets: reading, checking, mixing, and keeping questions apart.
 
-All other rooms of ``training`` import from here; it knows neither models nor training.
+All other rooms of ``training``, and the benchmarks, import from here; it knows neither models nor training.
 """

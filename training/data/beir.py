@@ -1,4 +1,4 @@
-"""Reading retrieval sets in the BEIR layout, with errors that name the file and the line.
+"""Retrieval sets in the BEIR layout, read with errors that name the file and the line, and written.
 
 A set is a folder::
 
@@ -12,20 +12,25 @@ A set is a folder::
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from searchr3_embed.files import replacing
+from training.data.lines import DataError, check_text, parse_json, parse_lines, read_lines, shown
+
+logger = logging.getLogger(__name__)
+
 SMALL_QUERIES = "queries_150.txt"
 SMALL_DOCUMENTS = "docs_small.txt"
+LOST_DOCUMENT = "judged document that the corpus lacks"
+LOST_QUERY = "judged query that the queries lack"
 
-
-class DataError(ValueError):
-    """A file or a record that cannot be used; the message names the file and, where there is one, the line."""
+Qrels = dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,14 @@ class BeirData:
         documents: Document id -> "title text", stripped, in the order of the corpus.
         queries: Query id -> text: exactly the queries that have a relevant document.
         qrels: Query id -> document id -> judged relevance (0 or less: judged, not relevant).
+        dangling: Judgements of documents or queries that the set lacks: reason -> number of them.
     """
 
     name: str
     documents: dict[str, str]
     queries: dict[str, str]
-    qrels: dict[str, dict[str, int]]
+    qrels: Qrels
+    dangling: Counter[str] = field(default_factory=Counter)
 
 
 def beir_folders(paths: list[Path]) -> list[Path]:
@@ -74,32 +81,44 @@ def beir_folders(paths: list[Path]) -> list[Path]:
     return folders
 
 
-def read_beir(folder: str | Path, small: bool = False, split: str = "test") -> BeirData:
+def read_beir(
+    folder: str | Path,
+    small: bool = False,
+    split: str = "test",
+    *,
+    keep_lost: bool = False,
+    skip_bad: Counter[str] | None = None,
+) -> BeirData:
     """Reads one set.
+
+    Published sets judge documents that their corpus lacks (ArguAna) and queries that their queries lack (NFCorpus).
+    That is no error: such judgements are counted, and a warning names the first.
 
     Args:
         folder: The set's folder, see the module docstring.
         small: Keep only the queries and documents of the two lists ``queries_150.txt`` and ``docs_small.txt``.
         split: Which judgements to read: "test", "dev", ...
+        keep_lost: Keep judgements of documents that the corpus lacks, and the queries that have no others. They are
+            never found and so lower the scores, as they do in BEIR and MTEB. Without it they are left out.
+        skip_bad: Counts broken lines and leaves them out; None raises the first error.
 
     Raises:
-        DataError: A file is missing or unreadable, a record is broken, a judgement points nowhere, or nothing is left.
+        DataError: A file is missing or unreadable, a line is broken, or nothing is left.
     """
     folder = Path(folder)
     if small and split != "test":
         raise DataError(f"{folder}: the small lists belong to the test split, not to {split!r}")
-    corpus_file, queries_file = _require(folder, "corpus"), _require(folder, "queries")
-    documents = _read_texts(corpus_file, titles=True)
-    texts = _read_texts(queries_file, titles=False)
+    documents = _read_texts(_require(folder, "corpus"), document_text, skip_bad)
+    texts = _read_texts(_require(folder, "queries"), _query_text, skip_bad)
     qrels_file = _qrels_file(folder, split)
-    qrels = _read_qrels(qrels_file, texts, documents)
+    qrels, dangling = _read_qrels(qrels_file, texts, documents, keep_lost, skip_bad)
     if small:
         documents, qrels = _keep_small(folder, documents, qrels)
     # A query without a relevant document has no defined score (trec_eval leaves it out as well).
     qrels = {query: judged for query, judged in qrels.items() if any(score > 0 for score in judged.values())}
-    if not qrels:
+    if not any(document in documents for judged in qrels.values() for document in judged):
         raise DataError(f"{qrels_file}: no query with a relevant document (score above 0)")
-    return BeirData(folder.resolve().name, documents, {query: texts[query] for query in qrels}, qrels)
+    return BeirData(folder.resolve().name, documents, {query: texts[query] for query in qrels}, qrels, dangling)
 
 
 def read_corpus(folder: Path) -> list[str]:
@@ -108,7 +127,7 @@ def read_corpus(folder: Path) -> list[str]:
     Raises:
         DataError: The corpus is missing, unreadable or broken.
     """
-    return [text for text in _read_texts(_require(folder, "corpus"), titles=True).values() if text.strip()]
+    return [text for text in _read_texts(_require(folder, "corpus"), document_text).values() if text.strip()]
 
 
 def evaluation_queries(folder: Path) -> list[str]:
@@ -117,15 +136,45 @@ def evaluation_queries(folder: Path) -> list[str]:
     Raises:
         DataError: A file is missing, unreadable or broken.
     """
-    texts = _read_texts(_require(folder, "queries"), titles=False)
+    texts = _read_texts(_require(folder, "queries"), _query_text)
     trained, others = set(), set()
     for path in (*folder.glob("qrels/*.tsv"), *folder.glob("qrels*.tsv")):
-        judged = {line.split("\t")[0] for _, line in read_lines(path)}
+        judged = {line.split("\t")[0] for line in read_lines(path)}
         if path.stem in ("train", "qrels_train"):
             trained |= judged
         else:
             others |= judged
     return [text for query, text in texts.items() if query not in trained - others]
+
+
+def write_beir(data: BeirData, folder: Path) -> None:
+    """Writes a set in the layout that ``read_beir`` reads; each file appears whole or not at all."""
+    for name, texts in (("corpus.jsonl", data.documents), ("queries.jsonl", data.queries)):
+        with replacing(folder / name, "w") as file:
+            for identifier, text in texts.items():
+                file.write(json.dumps({"_id": identifier, "text": text}, ensure_ascii=False) + "\n")
+    with replacing(folder / "qrels.tsv", "w") as file:
+        file.write("query-id\tcorpus-id\tscore\n")
+        for query, judged in data.qrels.items():
+            file.writelines(f"{query}\t{document}\t{score}\n" for document, score in judged.items())
+
+
+def document_text(where: str, record: Mapping[str, Any]) -> str:
+    """The text of a document: its title, where it has one, a blank, its text. All texts of documents are made here.
+
+    Args:
+        where: Its place, for the message.
+        record: With ``text`` and perhaps ``title``.
+
+    Raises:
+        DataError: One of them is no text.
+    """
+    title = "" if record.get("title") is None else check_text(where, "title", record["title"], may_be_empty=True)
+    return f"{title} {_query_text(where, record)}".strip()
+
+
+def _query_text(where: str, record: Mapping[str, Any]) -> str:
+    return check_text(where, "text", record.get("text"), may_be_empty=True)
 
 
 def _find(folder: Path, stem: str) -> Path | None:
@@ -149,97 +198,89 @@ def _qrels_file(folder: Path, split: str) -> Path:
     raise DataError(f"{folder}: no judgements for split {split!r}: neither qrels/{nested.name} nor {flat.name} exists")
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields (line number from 1, line) of the non-blank lines; only a line feed ends a line, as JSONL demands."""
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                line = raw.decode("utf-8").rstrip("\r\n")
-                if line.strip():
-                    yield number, line
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number}: not UTF-8: {error.reason}") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}:{number + 1}: cannot be read: {error}") from error
-
-
-def _read_texts(path: Path, titles: bool) -> dict[str, str]:
+def _read_texts(
+    path: Path, text_of: Callable[[str, Mapping[str, Any]], str], skip_bad: Counter[str] | None = None
+) -> dict[str, str]:
     texts: dict[str, str] = {}
-    for number, line in read_lines(path):
-        where = f"{path}:{number}"
-        identifier, text = _parse_record(where, line, titles)
+
+    def parse(where: str, line: str) -> tuple[str, str]:
+        record = parse_json(where, line)
+        if not isinstance(record, dict):
+            raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")
+        identifier = check_text(where, "_id", record.get("_id"))
         if identifier in texts:
             raise DataError(f"{where}: id {identifier!r} appears twice")
+        return identifier, text_of(where, record)
+
+    # One by one, for each id is compared with those before it.
+    for identifier, text in parse_lines(path, parse, skip_bad):
         texts[identifier] = text
     if not texts:
         raise DataError(f"{path}: empty")
     return texts
 
 
-def _parse_record(where: str, line: str, titles: bool) -> tuple[str, str]:
-    try:
-        record: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON: {error.msg} (column {error.colno})") from error
-    if not isinstance(record, dict):
-        raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")
-    for key in ("_id", "text"):
-        if not isinstance(record.get(key), str):
-            raise DataError(f"{where}: {key!r} must be a string, found {record.get(key)!r}")
-    title = (record.get("title") or "") if titles else ""
-    if not isinstance(title, str):
-        raise DataError(f"{where}: 'title' must be a string, found {title!r}")
-    text = f"{title} {record['text']}".strip() if titles else record["text"]
-    try:
-        (record["_id"] + text).encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair; no tokenizer takes it
-        raise DataError(f"{where}: a lone surrogate, which is not valid Unicode text: {error.reason}") from error
-    return record["_id"], text
+def _read_qrels(
+    path: Path,
+    queries: Mapping[str, str],
+    documents: Mapping[str, str],
+    keep_lost: bool,
+    skip_bad: Counter[str] | None,
+) -> tuple[Qrels, Counter[str]]:
+    """The judgements, and how many of them name a document or a query that is not there."""
+    qrels: Qrels = {}
+    dangling: Counter[str] = Counter()
+    examples: list[str] = []
 
-
-def _read_qrels(path: Path, queries: dict[str, str], documents: dict[str, str]) -> dict[str, dict[str, int]]:
-    qrels: dict[str, dict[str, int]] = {}
-    for number, line in read_lines(path):
-        where = f"{path}:{number}"
+    def parse(where: str, line: str) -> None:
         fields = line.split("\t")
         if len(fields) != 3:
-            raise DataError(f"{where}: expected query-id, corpus-id and score separated by tabs, found {line!r}")
+            raise DataError(f"{where}: expected query-id, corpus-id and score separated by tabs, found {shown(line)}")
         query, document, score = fields
         try:
             relevance = int(score)
         except ValueError:
-            if number == 1:  # the header
-                continue
-            raise DataError(f"{where}: the score must be a whole number, found {score!r}") from None
-        if query not in queries:
-            raise DataError(f"{where}: query {query!r} is not in the queries file")
-        if document not in documents:
-            raise DataError(f"{where}: document {document!r} is not in the corpus")
-        qrels.setdefault(query, {})[document] = relevance
-    if not qrels:
+            if where.endswith(":1"):  # the header
+                return
+            raise DataError(f"{where}: the score must be a whole number, found {shown(score)}") from None
+        lost = LOST_QUERY if query not in queries else LOST_DOCUMENT if document not in documents else None
+        if lost:
+            if not dangling:
+                examples.append(f"{where}: query {shown(query)}, document {shown(document)}")
+            dangling[lost] += 1
+        if lost is None or (lost == LOST_DOCUMENT and keep_lost):
+            if qrels.setdefault(query, {}).setdefault(document, relevance) != relevance:
+                raise DataError(f"{where}: query {query!r} and document {document!r} are judged twice, differently")
+
+    for _ in parse_lines(path, parse, skip_bad):
+        pass
+    if dangling:
+        told = ", ".join(f"{count} {reason}" for reason, count in dangling.items())
+        fate = "never found, as in BEIR and MTEB" if keep_lost and dangling[LOST_DOCUMENT] else "left out"
+        logger.warning("%s: %s (%s); the first is %s", path, told, fate, examples[0])
+    elif not qrels:
         raise DataError(f"{path}: holds no judgements")
-    return qrels
+    return qrels, dangling
 
 
-def _keep_small(
-    folder: Path, documents: dict[str, str], qrels: dict[str, dict[str, int]]
-) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
+def _keep_small(folder: Path, documents: dict[str, str], qrels: Qrels) -> tuple[dict[str, str], Qrels]:
     query_ids = _read_ids(folder / SMALL_QUERIES, qrels, "has no judgement")
     kept = set(_read_ids(folder / SMALL_DOCUMENTS, documents, "is not in the corpus"))
+    left_out = documents.keys() - kept
     for query in query_ids:
-        if missing := [document for document, score in qrels[query].items() if score > 0 and document not in kept]:
+        if missing := [document for document, score in qrels[query].items() if score > 0 and document in left_out]:
             raise DataError(f"{folder / SMALL_DOCUMENTS}: lacks {missing[0]!r}, which is relevant to query {query!r}")
-    small_qrels = {query: {d: score for d, score in qrels[query].items() if d in kept} for query in query_ids}
+    small_qrels = {query: {d: score for d, score in qrels[query].items() if d not in left_out} for query in query_ids}
     return {identifier: text for identifier, text in documents.items() if identifier in kept}, small_qrels
 
 
-def _read_ids(path: Path, known: dict[str, Any], complaint: str) -> list[str]:
+def _read_ids(path: Path, known: Mapping[str, Any], complaint: str) -> list[str]:
     if not path.is_file():
         raise DataError(f"{path}: missing; the small run needs {SMALL_QUERIES} and {SMALL_DOCUMENTS}")
-    identifiers = []
-    for number, line in read_lines(path):
+
+    def parse(where: str, line: str) -> str:
         if line not in known:
-            raise DataError(f"{path}:{number}: {line!r} {complaint}")
-        identifiers.append(line)
-    return identifiers
+            raise DataError(f"{where}: {line!r} {complaint}")
+        return line
+
+    return list(parse_lines(path, parse))

@@ -11,18 +11,51 @@ models apart; here further documents of the source stand beside them.
 from __future__ import annotations
 
 import argparse
-import json
+import hashlib
 import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from searchr3_embed.search.vector_cache import replacing
-from training.data.beir import BeirData, DataError
-from training.data.records import HUB, Record, load, split_held_out, stem_of
+from training.data.beir import BeirData, write_beir
+from training.data.lines import SKIP_BAD_HELP, DataError
+from training.data.reading import load, source_name
+from training.data.records import Record
 
 
-def retrieval_set(
+def split_held_out(records: Sequence[Record], one_in: int, limit: int) -> tuple[list[Record], list[Record]]:
+    """Splits by a hash of the query into (training, held out), so that the split never depends on order or seed."""
+    held_out = [record for record in records if _hash(record.query) % one_in == 0][:limit]
+    chosen = {record.query for record in held_out}
+    return [record for record in records if record.query not in chosen], held_out
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def retrieval_set(source: str, records: Sequence[Record], documents: Sequence[str]) -> BeirData:
+    """The records' queries against some documents, as a set to measure on.
+
+    Args:
+        source: Its name.
+        records: Records of one query are one query with the positives of all.
+        documents: What is ranked; equal texts count once. Positives that are not among them are not judged.
+
+    Returns:
+        The set, every judgement 1.
+    """
+    number = {text: f"d{i}" for i, text in enumerate(dict.fromkeys(documents))}
+    queries = {query: f"q{i}" for i, query in enumerate(dict.fromkeys(record.query for record in records))}
+    judged: dict[str, dict[str, int]] = {name: {} for name in queries.values()}
+    for record in records:
+        judged[queries[record.query]].update({number[text]: 1 for text in record.positives if text in number})
+    return BeirData(
+        source, {name: text for text, name in number.items()}, {name: text for text, name in queries.items()}, judged
+    )
+
+
+def held_out_set(
     source: str, records: Sequence[Record], *, one_in: int, limit: int, others: int, seed: int
 ) -> BeirData | None:
     """The held-out queries of a source with all their positives and some more documents of it.
@@ -36,45 +69,19 @@ def retrieval_set(
         seed: Draws them.
 
     Returns:
-        The set, every judgement 1; None where no query is held out.
+        The set; None where no query is held out.
     """
     training, held_out = split_held_out(records, one_in, limit)
     if not held_out:
         return None
     answers = dict.fromkeys(text for record in held_out for text in record.positives)
     rest = sorted({text for record in training for text in record.positives} - answers.keys())
-    texts = [*answers, *random.Random(f"{seed}/{source}").sample(rest, min(others, len(rest)))]
-    number = {text: f"d{i}" for i, text in enumerate(texts)}
-    # Records of one query are one query with the positives of all.
-    queries = {query: f"q{i}" for i, query in enumerate(dict.fromkeys(record.query for record in held_out))}
-    judged: dict[str, dict[str, int]] = {}
-    for record in held_out:
-        judged.setdefault(queries[record.query], {}).update({number[text]: 1 for text in record.positives})
-    return BeirData(
-        source, {name: text for text, name in number.items()}, {name: q for q, name in queries.items()}, judged
-    )
+    drawn = random.Random(f"{seed}/{source}").sample(rest, min(others, len(rest)))
+    return retrieval_set(source, held_out, [*answers, *drawn])
 
 
-def write_beir(data: BeirData, folder: Path) -> None:
-    """Writes a set in the layout of :mod:`training.data.beir`; each file appears whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, texts in (("corpus.jsonl", data.documents), ("queries.jsonl", data.queries)):
-        with replacing(folder / name) as file:
-            for identifier, text in texts.items():
-                file.write((json.dumps({"_id": identifier, "text": text}, ensure_ascii=False) + "\n").encode())
-    with replacing(folder / "qrels.tsv") as file:
-        file.write(b"query-id\tcorpus-id\tscore\n")
-        for query, judged in data.qrels.items():
-            file.write("".join(f"{query}\t{document}\t{score}\n" for document, score in judged.items()).encode())
-
-
-def _name(spec: str) -> str:
-    """The folder for a source: its name without where it lies, its ending, and the split behind a colon."""
-    return stem_of(Path(spec.removeprefix(HUB).split(":")[0]))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status (2 for input that cannot be used)."""
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m training.data.held_out",
         description=__doc__,
@@ -85,26 +92,32 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="as in a configuration: a name in --data, a path, a BEIR folder or hub:NAME")  # fmt: skip
     parser.add_argument("--exclude", type=Path, nargs="*", default=[],
                         help="BEIR folders whose queries are left out, as in training")  # fmt: skip
+    parser.add_argument("--skip-bad", action="store_true", help=SKIP_BAD_HELP)
     parser.add_argument("--one-in", type=int, default=60, help="held_out_one_in of the run (default: %(default)s)")
     parser.add_argument("--limit", type=int, default=60, help="held_out_limit of the run (default: %(default)s)")
     parser.add_argument("--others", type=int, default=250,
                         help="most further documents of a source (default: %(default)s)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="draws them (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder for one set per source, made if missing")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status (2 for input that cannot be used)."""
+    args = arguments().parse_args(argv)
     try:
         for name, least in (("one_in", 1), ("limit", 1), ("others", 0)):
             if getattr(args, name) < least:
                 option = "--" + name.replace("_", "-")
                 raise DataError(f"{option} must be an integer >= {least}, got {getattr(args, name)}")
-        folders = {spec: _name(spec) for spec in args.source}
+        folders = {spec: source_name(spec) for spec in args.source}
         if len(set(folders.values())) < len(args.source):
             raise DataError(f"two sources have one name: {', '.join(args.source)}")
-        loaded = load(dict.fromkeys(args.source, 1.0), args.data, exclude=args.exclude)
+        loaded = load(dict.fromkeys(args.source, 1.0), args.data, exclude=args.exclude, skip_bad=args.skip_bad)
         numbers = {"one_in": args.one_in, "limit": args.limit, "others": args.others, "seed": args.seed}
         written = 0
         for spec, records in loaded.sources.items():
-            data = retrieval_set(folders[spec], records, **numbers)
+            data = held_out_set(folders[spec], records, **numbers)
             if data is None:
                 print(f"{spec}: no query is held out of {len(records)}; no set", file=sys.stderr)
                 continue

@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from training.evaluate.report import EvaluationError, Settings
+from searchr3_embed.files import replacing_files
+from training.evaluate.cells import EvaluationError, Settings
 
 
 def find_tasks(names: Sequence[str]) -> list[Any]:
@@ -88,10 +88,8 @@ def measure(
         )
     (result,) = results.task_results
     if stored:
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        partial = stored.with_name(stored.name + ".part")
-        result.to_disk(partial)
-        os.replace(partial, stored)
+        with replacing_files(stored.parent) as folder:
+            result.to_disk(folder / stored.name)
     return float(result.get_score())
 
 

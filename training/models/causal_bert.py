@@ -20,7 +20,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, BertLMHeadModel, PreTrainedTokenizerBase
 
 from searchr3_embed.conversation import Conversation, Prompts
-from training.evaluate.run import teacher_source
+from training.evaluate.models import teacher_source
 from training.shared.export import export
 
 CHAT_TEMPLATE = "[CLS]{% for m in messages %}{{ m.content }}{% if m.role != 'assistant' %}[SEP]{% endif %}{% endfor %}"

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from training.data.beir import DataError
+from training.data.lines import DataError
 from training.data.records import Record, write_records
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)]*\s+(?=[\"'“‘(]?[A-Z0-9])")

@@ -36,9 +36,11 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 
-from training.data.records import Record, document_key, load, query_key, write_records
-from training.evaluate.report import Settings
-from training.evaluate.run import load_model, parse_model
+from training.data.overlap import document_key, query_key
+from training.data.reading import load, source_name
+from training.data.records import Record, write_records
+from training.evaluate.cells import Settings
+from training.evaluate.models import load_model, parse_model
 
 logger = logging.getLogger("training.prepare.hard_negatives")
 
@@ -251,8 +253,7 @@ def _output_paths(specs: Sequence[str], out: Path) -> dict[str, Path]:
         if len(specs) > 1:
             raise ValueError(f"--out {out}: one file takes one source, found {len(specs)}; name a folder for several")
         return {specs[0]: out}
-    # What a spec is called without its folders, ending, prefix and split.
-    names = [Path(spec.removeprefix("hub:").split(":")[0]).name.split(".jsonl")[0] for spec in specs]
+    names = [source_name(spec) for spec in specs]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"--source: several are called {repeated[0]!r}, and would overwrite each other in {out}")
     return {spec: out / f"{name}.jsonl.gz" for spec, name in zip(specs, names, strict=True)}

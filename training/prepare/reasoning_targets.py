@@ -23,7 +23,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import faiss
 import numpy as np
@@ -31,10 +30,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from tqdm import tqdm
 
 from training.data.records import Record, read_records, write_records
+from training.evaluate.models import load_embedder
 from training.prepare import chat_client as chat
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
 
 _WORD = r"(?u)\b[a-z][a-z]{2,}\b"
 # Two words with so many equal first letters count as forms of one word: "symptom" says nothing after "symptoms".
@@ -117,25 +114,6 @@ def clean_reasoning(text: str) -> str:
     if not reasoning:
         raise ValueError("empty answer")
     return reasoning
-
-
-def load_embedder(name: str) -> SentenceTransformer:
-    """A SentenceTransformer by name or folder; "teacher" is all-MiniLM-L6-v2, from its offline package if installed.
-
-    Raises:
-        ValueError: It cannot be loaded.
-    """
-    from sentence_transformers import SentenceTransformer  # takes seconds, and most runs need none
-
-    from training.evaluate.run import teacher_source
-
-    try:
-        return SentenceTransformer(teacher_source() if name == "teacher" else name)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"embedder {name!r} cannot be loaded; accepted are 'teacher', 'none', and the folder or hub id of a "
-            f"SentenceTransformer: {' '.join(str(error).split())}"
-        ) from error
 
 
 def predictable_terms(

@@ -15,20 +15,22 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import json
-import math
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from training.data.beir import DataError, read_lines
-from training.data.records import CLOSE, Guard, Record, clean, close, document_key, query_key, words, write_records
+from searchr3_embed.files import check_unicode
+from training.data.beir import document_text
+from training.data.lines import SKIP_BAD_HELP, DataError, parse_json, parse_lines
+from training.data.overlap import Guard, document_key, first_of_kind, words
+from training.data.records import Record, clean, stem_of, write_records
+from training.evaluate.models import load_embedder
 from training.prepare import chat_client as chat
-from training.prepare.reasoning_targets import clean_reasoning, load_embedder
+from training.prepare.reasoning_targets import clean_reasoning
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -58,7 +60,7 @@ class Triple:
     reasoning: str | None
 
 
-def read_corpus(path: Path, least_words: int, counts: Counter[str]) -> list[str]:
+def read_corpus(path: Path, least_words: int, counts: Counter[str], skip_bad: Counter[str] | None = None) -> list[str]:
     """Reads the documents of a BEIR-layout folder or of a JSONL(.gz) file of texts, short and repeated ones left out.
 
     Args:
@@ -66,6 +68,7 @@ def read_corpus(path: Path, least_words: int, counts: Counter[str]) -> list[str]
             JSON strings.
         least_words: Shorter documents are left out.
         counts: Counts what is left out.
+        skip_bad: Counts lines that are no documents and leaves them out; None raises the first error.
 
     Raises:
         DataError: There is no such file, a line is no document, or nothing is left.
@@ -75,8 +78,7 @@ def read_corpus(path: Path, least_words: int, counts: Counter[str]) -> list[str]
     if file is None:
         raise DataError(f"{path}: expected a folder with corpus.jsonl or corpus.jsonl.gz, or a JSONL file of texts")
     documents: dict[str, str] = {}
-    for number, line in read_lines(file):
-        text = _document(f"{file}:{number}", line)
+    for text in parse_lines(file, _document, skip_bad):
         key = document_key(text)
         if len(key.split()) < least_words:
             counts["document too short"] += 1
@@ -90,18 +92,12 @@ def read_corpus(path: Path, least_words: int, counts: Counter[str]) -> list[str]
 
 
 def _document(where: str, line: str) -> str:
-    try:
-        value: Any = json.loads(line)
-        if isinstance(value, dict):
-            value = f"{value.get('title') or ''} {value['text']}" if isinstance(value["text"], str) else None
-        if not isinstance(value, str):
-            raise TypeError
-        value.encode()  # half of a surrogate pair is no text
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise DataError(
-            f'{where}: expected {{"text": "...", "title": "..."}} (title optional) or a JSON string'
-        ) from None
-    return value.strip()
+    value = parse_json(where, line)
+    if isinstance(value, str):
+        value = {"text": value}
+    if not isinstance(value, dict):
+        raise DataError(f'{where}: expected {{"text": "...", "title": "..."}} (title optional) or a JSON string')
+    return document_text(where, value)
 
 
 def sample(documents: Sequence[str], limit: int | None, seed: int) -> list[str]:
@@ -143,7 +139,7 @@ def parse_triples(text: str) -> list[Triple]:
             negatives = tuple(text.strip() for text in negatives)
             reasoning = clean_reasoning(item["reasoning"]) if item.get("reasoning") else None
             for part in (query, *negatives, reasoning or ""):
-                part.encode()  # half of a surrogate pair is no text
+                check_unicode(part)
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
         # A model that only copies the form of the answer writes dots.
@@ -152,27 +148,6 @@ def parse_triples(text: str) -> list[Triple]:
     if not triples:
         raise ValueError("no triple in the JSON object")
     return triples
-
-
-def first_of_kind(queries: Sequence[str]) -> list[bool]:
-    """For each query, whether no earlier kept one equals or nearly equals it (see ``training.data.records.close``)."""
-    sets = [set(words(query)) for query in queries]
-    frequency = Counter(word for some in sets for word in some)
-    index: dict[str, list[int]] = defaultdict(list)
-    keys: set[str] = set()
-    kept = []
-    for i, (query, mine) in enumerate(zip(queries, sets, strict=True)):
-        # Close sets share one of their rarest words: see training.data.records.Guard.
-        most = len(mine) - math.ceil(CLOSE * len(mine) - 1e-9) + 1
-        rarest = sorted(mine, key=lambda word: (frequency[word], word))[:most]
-        key = query_key(query)
-        new = key not in keys and not any(close(mine, sets[j]) for word in rarest for j in index[word])
-        kept.append(new)
-        if new:
-            keys.add(key)
-            for word in rarest:
-                index[word].append(i)
-    return kept
 
 
 def assemble(
@@ -235,6 +210,7 @@ def arguments() -> argparse.ArgumentParser:
         help='BEIR-layout folder, or JSONL(.gz) file whose lines are {"text", "title"} (title optional) or strings',
     )
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="records, .jsonl or .jsonl.gz")
+    parser.add_argument("--skip-bad", action="store_true", help=SKIP_BAD_HELP)
     parser.add_argument("--limit", type=int, help="most documents, drawn at random (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of that draw (default: 0)")
     parser.add_argument("--least-words", type=int, default=10, help="shorter documents are left out (default: 10)")
@@ -276,7 +252,8 @@ def _synthesise(args: argparse.Namespace) -> int:
     endpoint, store = chat.endpoint_of(args), chat.store_of(args)
     guard = Guard.of_folders(args.exclude)
     counts: Counter[str] = Counter()
-    documents = sample(read_corpus(args.corpus, args.least_words, counts), args.limit, args.seed)
+    corpus = read_corpus(args.corpus, args.least_words, counts, counts if args.skip_bad else None)
+    documents = sample(corpus, args.limit, args.seed)
     prompt = args.system_prompt.read_text(encoding="utf-8").strip() if args.system_prompt else SYSTEM_PROMPT
     asked = conversations(documents, prompt, args.queries, args.negatives, args.reasoning, args.most_words)
     if args.dry_run:
@@ -288,7 +265,7 @@ def _synthesise(args: argparse.Namespace) -> int:
     print(answers.summary())
     given = [len(some) for some in answers.values if some is not None]
     counts["triple broken, or not given in a readable answer"] += sum(max(0, args.queries - count) for count in given)
-    name = args.corpus.resolve().name.removesuffix(".gz").removesuffix(".jsonl")
+    name = stem_of(args.corpus.resolve())
     records = assemble(documents, answers.values, f"synthetic-{name}", guard, counts)
     if embedder is not None:
         records = beaten(records, embedder, counts)

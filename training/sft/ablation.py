@@ -15,8 +15,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from training.evaluate.report import NDCG, Settings, write_whole
-from training.evaluate.run import DTYPES, evaluate
+from searchr3_embed.files import write_text
+from training.evaluate.cells import Settings
+from training.evaluate.metrics import NDCG
+from training.evaluate.models import DTYPES
+from training.evaluate.run import evaluate
+from training.evaluate.tables import markdown_table
 from training.sft import config as sft_config
 from training.sft import train as sft
 
@@ -91,25 +95,21 @@ def run(
             }
             for mode, label in (("direct", f"{folder_name(row)}:direct"), ("reasoning", f"{folder_name(row)}:reason"))
         }
-    write_whole(out / "ablation.md", table(scores, steps))
+    write_text(out / "ablation.md", table(scores, steps))
     return scores
 
 
 def table(scores: Mapping[str, Mapping[str, Mapping[str, float]]], steps: int) -> str:
     """The rows as a Markdown table: both means, and what a row loses against "all"."""
-    lines = [
-        f"nDCG@10 after {steps} steps, mean of the small lists; in brackets the difference to all terms.",
-        "",
-        "| | direct | reasoning |",
-        "|---|---|---|",
-    ]
+    rows = []
     for row, modes in scores.items():
         cells = []
         for mode in ("direct", "reasoning"):
             mean = modes[mode]["mean"]
             cells.append(f"{mean:.4f}" if row == "all" else f"{mean:.4f} ({mean - scores['all'][mode]['mean']:+.4f})")
-        lines.append(f"| {row} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append([row, *cells])
+    about = f"nDCG@10 after {steps} steps, mean of the small lists; in brackets the difference to all terms."
+    return f"{about}\n\n{markdown_table(['', 'direct', 'reasoning'], rows)}\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

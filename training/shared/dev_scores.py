@@ -16,8 +16,7 @@ from searchr3_embed.conversation import Conversation
 from searchr3_embed.engine import decode, forward
 from training.data.beir import BeirData, beir_folders, read_beir
 from training.data.records import Record
-from training.evaluate.report import NDCG
-from training.evaluate.run import dense_rows, rank, score
+from training.evaluate.metrics import NDCG, dense_rows, rank, score
 
 # Set, unit rows of its queries after reasoning, unit rows of its documents, what the model wrote -> a reward each.
 Judge = Callable[[BeirData, Tensor, Tensor, Sequence[decode.Generation]], np.ndarray]

@@ -50,7 +50,7 @@ def report(cache_folder: str | None) -> dict[str, dict[str, Any]]:
         "python": platform.python_version(),
         "executable": sys.executable,
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cpus": os.cpu_count(),
     }
     return {
@@ -93,7 +93,7 @@ def _checkpoint_report() -> dict[str, Any]:
     return report
 
 
-def _processor() -> str:
+def processor_name() -> str:
     """The processor's name; on Linux platform.processor() knows only its architecture."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():

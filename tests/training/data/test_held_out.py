@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.evaluate.test_evaluate import write_beir
+from tests.training.toy_set import write_beir
 from training.data import held_out
 from training.data.beir import read_beir
-from training.data.records import load, split_held_out
+from training.data.held_out import split_held_out
+from training.data.reading import load
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data.records import load
+from training.data.reading import load
 from training.prepare import cloze
 from training.prepare.cloze import ClozeSettings, passages, records
 

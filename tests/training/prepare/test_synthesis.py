@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from tests.training.prepare.chat_server import Reply, chat_server
-from training.data.beir import DataError
-from training.data.records import Guard, Record, read_records
+from training.data.lines import BAD_LINE, DataError
+from training.data.overlap import Guard
+from training.data.records import Record, read_records
 from training.prepare import chat_client
 from training.prepare import synthesis as sy
 from training.prepare.synthesis import Triple
@@ -74,40 +75,6 @@ def test_an_answer_without_triples_is_an_error(text: str) -> None:
         sy.parse_triples(text)
 
 
-def test_nearly_equal_queries_are_dropped_after_the_first() -> None:
-    long = "which of the large rivers of the old world carries the most water into the sea today"
-    queries = [
-        "What is a glacier?",
-        "what is a GLACIER",
-        long,
-        f"{long} then",
-        "then " + " ".join(reversed(long.split())),
-        "which of the small lakes of the new world carries the least water out of the sea today",
-        "what is a violin?",
-        "?!",
-        "?!",
-    ]
-    assert sy.first_of_kind(queries) == [True, False, True, False, False, True, True, True, False]
-    assert sy.first_of_kind([]) == []
-
-
-def test_near_equality_agrees_with_comparing_every_pair() -> None:
-    import random
-
-    from training.data.records import close, query_key, words
-
-    rng = random.Random(0)
-    queries = [" ".join(rng.sample("abcdefghij", rng.randint(5, 9))) for _ in range(400)]
-    kept: list[str] = []
-    expected = []
-    for query in queries:
-        new = all(query_key(query) != query_key(k) and not close(set(words(query)), set(words(k))) for k in kept)
-        kept += [query] * new
-        expected.append(new)
-    assert sy.first_of_kind(queries) == expected
-    assert 50 < sum(expected) < 350
-
-
 def test_repeated_queries_evaluation_queries_and_useless_negatives_are_counted() -> None:
     counts: Counter[str] = Counter()
     documents = [GLACIER, VIOLIN, BREAD]
@@ -154,8 +121,12 @@ def test_a_corpus_is_read_without_short_and_repeated_documents(tmp_path: Path, k
 def test_a_line_that_is_no_document_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_text(json.dumps(GLACIER) + "\n" + line + "\n")
-    with pytest.raises(DataError, match=r"texts.jsonl:2: expected"):
+    with pytest.raises(
+        DataError, match=r"texts.jsonl:2: (expected|not JSON|'text' (must be a string|holds the lone))"
+    ):
         sy.read_corpus(path, 1, Counter())
+    counts: Counter[str] = Counter()
+    assert sy.read_corpus(path, 1, counts, counts) == [GLACIER] and counts == {BAD_LINE: 1}
 
 
 def test_a_larger_sample_holds_the_smaller_one_in_the_order_of_the_corpus() -> None:

@@ -1,10 +1,8 @@
-"""The yardstick: reading BEIR folders, ranking, metrics, result files and bad input."""
+"""Whole runs: models side by side, result files, resuming, MTEB, bad input."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import math
 import sys
 import zlib
 from pathlib import Path
@@ -13,45 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.data.beir import BeirData, DataError, read_beir
-from training.evaluate import report
+from tests.training.toy_set import DOCUMENTS, QRELS, QUERIES, write_beir
+from training.data.beir import LOST_DOCUMENT, LOST_QUERY
+from training.data.lines import DataError
 from training.evaluate import run as ev
-from training.evaluate.report import NDCG, RECALL, Settings
-
-DOCUMENTS = {
-    "d1": ("Tides", "The moon pulls the oceans, so the water rises twice a day."),
-    "d2": ("", "A violin has four strings and is played with a bow."),
-    "d3": ("Bread", "Yeast makes the dough rise before it goes into the oven."),
-    "d4": ("Volcano", "Molten rock reaches the surface and cools to lava fields."),
-    "d5": ("", "The cello is a larger string instrument than the violin."),
-    "d6": ("Glacier", "Ice moves slowly downhill and carves valleys."),
-}
-QUERIES = {
-    "q1": "why does the ocean water rise twice a day",
-    "q2": "violin strings",
-    "q3": "what makes dough rise",
-    "q4": "how do glaciers carve valleys",
-}
-QRELS = [("q1", "d1", 1), ("q2", "d2", 1), ("q2", "d5", 1), ("q3", "d3", 1), ("q4", "d6", 1), ("q4", "d4", 0)]
-
-
-def write_beir(folder: Path, zipped: bool = True, nested: bool = False) -> Path:
-    """Writes the toy set, with the small lists and a dev split."""
-    folder.mkdir(parents=True)
-    corpus = [{"_id": i, "title": title, "text": text} for i, (title, text) in DOCUMENTS.items()]
-    queries = [{"_id": i, "text": text} for i, text in QUERIES.items()]
-    for name, rows in (("corpus", corpus), ("queries", queries)):
-        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        path = folder / f"{name}.jsonl{'.gz' if zipped else ''}"
-        path.write_bytes(gzip.compress(content) if zipped else content)
-    lines = "".join(f"{q}\t{d}\t{s}\n" for q, d, s in QRELS)
-    qrels = folder / "qrels" / "test.tsv" if nested else folder / "qrels.tsv"
-    qrels.parent.mkdir(exist_ok=True)
-    qrels.write_text("query-id\tcorpus-id\tscore\n" + lines)
-    (folder / "qrels_dev.tsv").write_text("q3\td3\t1\n")
-    (folder / "queries_150.txt").write_text("q3\nq1\n")
-    (folder / "docs_small.txt").write_text("d1\nd3\nd4\n")
-    return folder
+from training.evaluate.cells import Settings
+from training.evaluate.metrics import NDCG
 
 
 @pytest.fixture
@@ -86,71 +51,6 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(ev, "load_model", fake)
     return loaded
-
-
-@pytest.mark.parametrize(("zipped", "nested"), [(True, False), (False, True)])
-def test_reads_both_layouts(tmp_path: Path, zipped: bool, nested: bool) -> None:
-    data = read_beir(write_beir(tmp_path / "set", zipped, nested))
-    assert data.name == "set"
-    assert list(data.documents) == list(DOCUMENTS)
-    assert data.documents["d1"].startswith("Tides The moon")
-    assert data.documents["d2"].startswith("A violin")  # no title, no leading space
-    assert data.queries == QUERIES
-    assert data.qrels["q4"] == {"d6": 1, "d4": 0}
-
-
-def test_small_lists_and_splits(toy: Path) -> None:
-    small = read_beir(toy, small=True)
-    assert list(small.queries) == ["q3", "q1"]  # the order of the list
-    assert list(small.documents) == ["d1", "d3", "d4"]
-    dev = read_beir(toy, split="dev")
-    assert list(dev.queries) == ["q3"] and len(dev.documents) == len(DOCUMENTS)
-    with pytest.raises(DataError, match="belong to the test split"):
-        read_beir(toy, small=True, split="dev")
-
-
-def test_query_without_relevant_document_is_left_out(toy: Path) -> None:
-    (toy / "qrels.tsv").write_text("q1\td1\t1\nq2\td1\t0\n")
-    assert list(read_beir(toy).queries) == ["q1"]
-
-
-def test_metrics_equal_hand_computed_values() -> None:
-    data = BeirData("hand", dict.fromkeys("abcd", ""), {"q": ""}, {"q": {"a": 1, "c": 1, "z": 1}})
-    measured = ev.score(data, {"q": {"a": 0.9, "b": 0.8, "c": 0.7}})["q"]
-    ideal = 1 + 1 / math.log2(3) + 1 / math.log2(4)
-    assert measured[NDCG] == pytest.approx((1 + 1 / math.log2(4)) / ideal, abs=1e-6)
-    assert measured[RECALL] == pytest.approx(2 / 3, abs=1e-6)
-    assert ev.score(data, {"q": {}})["q"] == {NDCG: 0.0, RECALL: 0.0}
-
-
-def test_ties_break_as_in_trec_eval() -> None:
-    documents = {f"d{i:03}": "" for i in range(150)}
-    data = BeirData("ties", documents, {"q": "text"}, {"q": {"d149": 1}})
-    run = ev.rank(data, [np.ones(150, dtype=np.float32)])
-    assert list(run["q"]) == sorted(documents, reverse=True)[: ev.DEPTH]
-    assert ev.score(data, run)["q"][NDCG] == pytest.approx(1.0)
-
-
-def test_query_in_the_corpus_does_not_find_itself() -> None:
-    documents = {"1": "Title the same words", "2": "other words"}
-    data = BeirData("self", documents, {"1": "the same  words", "2": "a question"}, {"1": {"2": 1}, "2": {"1": 1}})
-    run = ev.rank(data, [np.array([0.9, 0.5]), np.array([0.1, 0.8])])
-    assert list(run["1"]) == ["2"]
-    assert list(run["2"]) == ["2", "1"]  # only the number is the same
-
-
-def test_bm25_finds_the_obvious_document(toy: Path) -> None:
-    data = read_beir(toy)
-    rows, *seconds = ev.bm25_rows(list(data.documents.values()), [*data.queries.values()][:3] + ["of the"])
-    assert [list(data.documents)[int(row.argmax())] for row in rows[:3]] == ["d1", "d2", "d3"]
-    assert not rows[3].any()  # stop words alone match nothing
-    assert min(seconds) >= 0
-
-
-def test_bm25_leaves_out_documents_without_a_common_word(toy: Path) -> None:
-    data = read_beir(toy)
-    run = ev.rank(data, ev.bm25_rows(list(data.documents.values()), list(data.queries.values()))[0], True)
-    assert "d6" not in run["q2"] and set(run["q2"]) == {"d2", "d5"}
 
 
 def test_one_run_measures_ours_teacher_and_bm25(
@@ -225,76 +125,6 @@ def test_resume_skips_what_is_unchanged(toy: Path, tmp_path: Path, stand_in: lis
     (toy / "qrels.tsv").write_text("q1\td1\t1\n")
     changed = ev.evaluate(["teacher"], [toy], settings=Settings(), out=out, resume=True)
     assert len(stand_in) == 4 and changed["sets"]["toy"]["queries"] == 1
-
-
-def test_paired_test() -> None:
-    assert report.paired_test([(0.5, 0.5)] * 9) == {"difference": 0.0, "p_value": 1.0}
-    better = [(0.6 + i / 100, 0.5) for i in range(20)]
-    assert report.paired_test(better)["p_value"] < 0.001
-    assert report.paired_test(better) == report.paired_test(better)
-    mixed = [(0.5 + (-1) ** i / 10, 0.5) for i in range(20)]
-    assert report.paired_test(mixed)["p_value"] > 0.5
-
-
-def append(path: Path, line: str) -> None:
-    content = gzip.decompress(path.read_bytes()) + line.encode("utf-8", "surrogateescape") + b"\n"
-    path.write_bytes(gzip.compress(content))
-
-
-BROKEN = {
-    "no corpus": (lambda f: (f / "corpus.jsonl.gz").unlink(), r"no corpus\.jsonl"),
-    "no queries": (lambda f: (f / "queries.jsonl.gz").unlink(), r"queries\.jsonl or queries\.jsonl\.gz is missing"),
-    "no qrels": (lambda f: (f / "qrels.tsv").unlink(), r"neither qrels/test\.tsv nor qrels\.tsv"),
-    "empty qrels": (lambda f: (f / "qrels.tsv").write_text(""), r"qrels\.tsv: holds no judgements"),
-    "no positive": (lambda f: (f / "qrels.tsv").write_text("q1\td1\t0\n"), "no query with a relevant document"),
-    "not JSON": (lambda f: append(f / "corpus.jsonl.gz", "{"), r"corpus\.jsonl\.gz:7: not JSON"),
-    "not an object": (lambda f: append(f / "corpus.jsonl.gz", "[1]"), r"corpus\.jsonl\.gz:7: expected a JSON object"),
-    "no text": (lambda f: append(f / "queries.jsonl.gz", '{"_id": "x"}'), r"queries\.jsonl\.gz:5: 'text' must be"),
-    "number as id": (
-        lambda f: append(f / "queries.jsonl.gz", '{"_id": 5, "text": ""}'),
-        r":5: '_id' must be a string",
-    ),
-    "bad title": (lambda f: append(f / "corpus.jsonl.gz", '{"_id": "x", "text": "", "title": 3}'), ":7: 'title' must"),
-    "id twice": (lambda f: append(f / "corpus.jsonl.gz", '{"_id": "d1", "text": ""}'), ":7: id 'd1' appears twice"),
-    "surrogate": (lambda f: append(f / "queries.jsonl.gz", '{"_id": "x", "text": "\\ud800"}'), ":5: a lone surrogate"),
-    "not UTF-8": (lambda f: append(f / "corpus.jsonl.gz", "\udcff"), r"corpus\.jsonl\.gz:7: not UTF-8"),
-    "truncated": (lambda f: (f / "corpus.jsonl.gz").write_bytes(b"\x1f\x8b\x08"), "cannot be read"),
-    "no gzip": (lambda f: (f / "corpus.jsonl.gz").write_bytes(b"plain"), "cannot be read"),
-    "empty corpus": (lambda f: (f / "corpus.jsonl.gz").write_bytes(gzip.compress(b"")), r"corpus\.jsonl\.gz: empty"),
-    "columns": (lambda f: (f / "qrels.tsv").write_text("q1\td1\t1\nq1 d1 1\n"), r"qrels\.tsv:2: expected query-id"),
-    "bad score": (lambda f: (f / "qrels.tsv").write_text("q1\td1\t1\nq1\td2\tx\n"), r"qrels\.tsv:2: the score must"),
-    "lost query": (lambda f: (f / "qrels.tsv").write_text("zz\td1\t1\n"), r"qrels\.tsv:1: query 'zz' is not in"),
-    "lost document": (lambda f: (f / "qrels.tsv").write_text("q1\tzz\t1\n"), r"qrels\.tsv:1: document 'zz' is not in"),
-}
-
-
-@pytest.mark.parametrize("case", BROKEN)
-def test_broken_data_is_named(case: str, toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spoil, message = BROKEN[case]
-    spoil(toy)
-    assert ev.main(["--model", "bm25", "--data", str(toy), "--quiet"]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.startswith("error: ") and captured.err.count("\n") == 1
-    with pytest.raises(DataError, match=message):
-        ev.evaluate(["bm25"], [toy])
-
-
-SMALL_LISTS = {
-    "missing": ("queries_150.txt", None, "missing; the small run needs"),
-    "unknown query": ("queries_150.txt", "q1\nzz\n", r"queries_150\.txt:2: 'zz' has no judgement"),
-    "unknown document": ("docs_small.txt", "zz\n", r"docs_small\.txt:1: 'zz' is not in the corpus"),
-    "relevant left out": ("docs_small.txt", "d1\n", r"lacks 'd3', which is relevant to query 'q3'"),
-}
-
-
-@pytest.mark.parametrize("case", SMALL_LISTS)
-def test_broken_small_list_is_named(case: str, toy: Path) -> None:
-    file, content, message = SMALL_LISTS[case]
-    (toy / file).unlink()
-    if content is not None:
-        (toy / file).write_text(content)
-    with pytest.raises(DataError, match=message):
-        read_beir(toy, small=True)
 
 
 @pytest.mark.parametrize(
@@ -437,3 +267,25 @@ def test_mteb_is_optional(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setitem(sys.modules, "mteb", None)
     assert ev.main(["--model", "teacher", "--mteb", "SciFact", "--quiet"]) == 2
     assert "install it with: pip install mteb" in capsys.readouterr().err
+
+
+def test_sets_that_judge_what_they_lack_are_measured(toy: Path, tmp_path: Path, caplog: Any, capsys: Any) -> None:
+    with (toy / "qrels.tsv").open("a") as qrels:
+        qrels.write("q1\tgone\t1\nPLAIN-2\td2\t1\n")
+    assert ev.main(["--model", "bm25", "--data", str(toy), "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["left_out"] == {"toy": {LOST_DOCUMENT: 1, LOST_QUERY: 1}}
+    assert f"toy: 1 {LOST_DOCUMENT}, 1 {LOST_QUERY}." in capsys.readouterr().out
+    assert "qrels.tsv:8: query 'q1', document 'gone'" in caplog.text
+
+
+def test_broken_lines_are_an_error_or_counted(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (toy / "qrels.tsv").open("a") as qrels:
+        qrels.write("q1 d1 1\n")
+    command = ["--model", "bm25", "--data", str(toy), "--quiet"]
+    assert ev.main(command) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert "qrels.tsv:8: expected query-id" in captured.err
+    assert ev.main([*command, "--skip-bad"]) == 0
+    assert "toy: 1 bad line." in capsys.readouterr().out
