@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.rl_environment.setting import Setting
-from searchr3_embed.engine import decode
+from searchr3_embed.engine import decode, forward
 from training.data.records import Record
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Policy:
         missing = [text for text in dict.fromkeys(texts) if text not in self.known]
         if missing:
             began = time.perf_counter()
-            states = decode.embed(self.model, [self.turns[text] for text in missing])
+            states = forward.embed(self.model, [self.turns[text] for text in missing])
             self.known.update(zip(missing, F.normalize(states, dim=-1).cpu().numpy(), strict=True))
             self.seconds += time.perf_counter() - began
             self.tokens += sum(len(self.turns[text]) for text in missing)

@@ -20,7 +20,7 @@ from searchr3_embed import ReasoningEmbedder
 from searchr3_embed.checkpoint.loading import CheckpointError
 from searchr3_embed.files import write_json, write_text
 from training.data.lines import DataError
-from training.rl.corpus.choose_documents import POLICIES
+from training.rl.corpus.which_to_reencode import STRATEGIES
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -33,8 +33,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="searchr3", help="alias, folder or hub id (default: searchr3)")
     parser.add_argument("--steps", type=int, default=100, help="policy steps (default: 100)")
     parser.add_argument("--budgets", type=int, nargs="+", default=[64, 256], help="default: 64 256")
-    parser.add_argument("--refresh", nargs="+", choices=sorted(POLICIES), default=["impact", "neighbourhood", "none"],
-                        help="refresh policies (default: impact neighbourhood none)")  # fmt: skip
+    parser.add_argument("--refresh", nargs="+", choices=sorted(STRATEGIES),
+                        default=["impact", "neighbourhood", "none"],
+                        help="refresh strategies (default: impact neighbourhood none)")  # fmt: skip
     parser.add_argument("--max-age", type=int, default=0, help="age in steps that counts as fresh (default: 0)")
     parser.add_argument("--uncorrected", action="store_true", help="measure all without drift correction as well")
     parser.add_argument("--documents", type=int, help="a part of the corpus that holds the positives (default: all)")
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _environments(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """The environments by name: every refresh policy with every budget."""
+    """The environments by name: every refresh strategy with every budget."""
     environments: dict[str, dict[str, Any]] = {}
     for corrected in (True, False) if args.uncorrected else (True,):
         for refresh in args.refresh:

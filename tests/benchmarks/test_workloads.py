@@ -16,13 +16,8 @@ import benchmarks.__main__ as suite
 from benchmarks import cells, gpu, memory, peers, profiling, steered, timing, workloads
 from benchmarks.setting import Setting, Sizes
 from searchr3_embed import ReasoningEmbedder
-<<<<<<< HEAD
 from searchr3_embed.engine import forward
-from tests.training.evaluate.test_evaluate import write_beir
-=======
-from searchr3_embed.engine import decode
 from tests.training.toy_set import write_beir
->>>>>>> house-data
 
 SIZES = Sizes(
     queries=4,

@@ -26,18 +26,12 @@ from transformers import PreTrainedModel
 from trl.models.utils import unwrap_model_for_generation
 
 from searchr3_embed.conversation import Conversation
-<<<<<<< HEAD
 from searchr3_embed.engine import decode, forward
-from training.data.beir import BeirData, DataError
-from training.data.records import Record, document_key
-from training.rl.config import RLArguments
-=======
-from searchr3_embed.engine import decode
 from training.data.beir import BeirData
 from training.data.lines import DataError
 from training.data.overlap import document_key
 from training.data.records import Record
->>>>>>> house-data
+from training.rl.config import RLArguments
 from training.rl.corpus.environment import Encode, Environment, EnvironmentSettings
 from training.rl.reward import RewardSettings, is_finished, rewards
 from training.shared import dev_scores

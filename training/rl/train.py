@@ -26,8 +26,8 @@ from trl import ModelConfig, get_peft_config
 
 from searchr3_embed.conversation import Conversation, find_embed_token
 from searchr3_embed.engine.decode import stop_token_ids
-from training.data import records as data_module
 from training.data.beir import beir_folders, read_corpus
+from training.data.mixing import mix
 from training.data.records import Record
 from training.rl.config import RLArguments, parse
 from training.rl.policy_update import PolicyTrainer
@@ -61,9 +61,7 @@ def order_of_training(training: Mapping[str, Sequence[Record]], args: RLArgument
     order: list[str] = []
     epochs = 0
     while len(order) < wanted if args.max_steps > 0 else epochs < args.num_train_epochs:
-        found = [
-            record.query for group in data_module.mix(training, weights, 1, args.seed + epochs) for record in group
-        ]
+        found = [record.query for group in mix(training, weights, 1, args.seed + epochs) for record in group]
         if not found:
             raise ValueError(f"The sources' weights {weights} leave no query of them.")
         order += found

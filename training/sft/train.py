@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config
 
 from searchr3_embed.conversation import Conversation, Prompts
-from training.data import records as data_module
+from training.data.mixing import mix
 from training.data.records import Record
 from training.sft.batches import Collator
 from training.sft.config import SFTArguments, parse
@@ -52,7 +52,7 @@ def order_of_training(
     order: list[int] = []
     epochs = 0
     while len(order) < batch * args.max_steps if args.max_steps > 0 else epochs < args.num_train_epochs:
-        groups = data_module.mix(training, weights, batch // args.groups_per_step, args.seed + epochs)
+        groups = mix(training, weights, batch // args.groups_per_step, args.seed + epochs)
         if not groups:
             raise ValueError(
                 f"No source has {batch // args.groups_per_step} records times its weight, as many as it gives to one "

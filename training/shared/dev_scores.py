@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from searchr3_embed.conversation import Conversation
 from searchr3_embed.engine import decode, forward
 from training.data.beir import BeirData, beir_folders, read_beir
+from training.data.held_out import retrieval_set
 from training.data.records import Record
 from training.evaluate.metrics import NDCG, dense_rows, rank, score
 
@@ -26,20 +27,15 @@ DOCUMENT_TOKENS = 128
 QUERY_TOKENS = 64
 
 
-def held_out_set(source: str, records: Sequence[Record]) -> BeirData:
-    """A retrieval set of training records kept apart: their queries against the first positive of each."""
-    number = {text: str(i) for i, text in enumerate(dict.fromkeys(record.positives[0] for record in records))}
-    judged: dict[str, dict[str, int]] = {}
-    for i, record in enumerate(records):
-        judged[f"q{i}"] = {number[text]: 1 for text in record.positives if text in number}
-    queries = {f"q{i}": record.query for i, record in enumerate(records)}
-    return BeirData(source, {identifier: text for text, identifier in number.items()}, queries, judged)
-
-
 def dev_sets(args: Any, held_out: Mapping[str, Sequence[Record]]) -> list[BeirData]:
     """The sets that choose the best checkpoint: those that the settings name, and the records that are kept apart."""
     sets = [read_beir(folder, split="dev") for folder in beir_folders([Path(path) for path in args.dev or []])]
-    return sets + [held_out_set(source, records) for source, records in held_out.items() if records]
+    # The corpus of a source is the first positive of each record.
+    return sets + [
+        retrieval_set(source, records, [record.positives[0] for record in records])
+        for source, records in held_out.items()
+        if records
+    ]
 
 
 @torch.no_grad()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-from training.data import records as data_module
+from training.data.held_out import split_held_out
+from training.data.reading import load
 from training.data.records import Record
 from training.shared.settings import RunArguments
 
@@ -18,13 +19,11 @@ def read_sources(args: RunArguments) -> tuple[Sources, Sources]:
     Raises:
         DataError: A source cannot be found or read.
     """
-    loaded = data_module.load(
+    loaded = load(
         cast(dict, args.sources), Path(args.data) if args.data else None, exclude=[Path(p) for p in args.exclude or []]
     )
     training: Sources = {}
     held_out: Sources = {}
     for source, rows in loaded.sources.items():
-        training[source], held_out[source] = data_module.split_held_out(
-            rows, args.held_out_one_in, args.held_out_limit
-        )
+        training[source], held_out[source] = split_held_out(rows, args.held_out_one_in, args.held_out_limit)
     return training, held_out

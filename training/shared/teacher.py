@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from searchr3_embed.conversation import Conversation
-from training.prepare.reasoning_targets import load_embedder
+from training.evaluate.models import load_embedder
 
 # Token ids of texts -> the teacher's unit vectors, shape (texts, dimension).
 Teach = Callable[[Sequence[Sequence[int]]], Tensor]

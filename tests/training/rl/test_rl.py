@@ -18,8 +18,6 @@ from trl import GRPOTrainer
 from searchr3_embed import ReasoningEmbedder
 from searchr3_embed.engine import forward, head
 from tests import tiny
-<<<<<<< HEAD
-from tests.training.evaluate.test_evaluate import write_beir
 from tests.training.sft.test_sft import plain_qwen2
 from tests.training.short_runs import (
     CONFIGS,
@@ -32,12 +30,8 @@ from tests.training.short_runs import (
     write,
     write_sources,
 )
-from training.data.beir import DataError
-=======
-from tests.training.sft.test_sft import assert_same, plain_qwen2, records, weights
 from tests.training.toy_set import write_beir
 from training.data.lines import DataError
->>>>>>> house-data
 from training.data.records import Record
 from training.rl import log_probabilities, policy_update
 from training.rl import train as rl

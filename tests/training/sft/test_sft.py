@@ -17,8 +17,6 @@ from tokenizers import Tokenizer
 
 from searchr3_embed import ReasoningEmbedder
 from tests import tiny
-<<<<<<< HEAD
-from tests.training.evaluate.test_evaluate import write_beir
 from tests.training.short_runs import (
     CONFIGS,
     assert_same,
@@ -30,14 +28,10 @@ from tests.training.short_runs import (
     write,
     write_sources,
 )
+from tests.training.toy_set import write_beir
 from training.data.records import Record
 from training.sft import ablation, training_step
 from training.sft import train as sft
-=======
-from tests.training.toy_set import write_beir
-from training.sft import ablation, trainer
-from training.sft import run as sft
->>>>>>> house-data
 from training.sft.batches import Answers, Batch, Collator, lay_out
 from training.sft.config import SFTArguments, parse
 from training.shared import curves, resume
