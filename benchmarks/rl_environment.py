@@ -535,7 +535,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
 
     from searchr3_embed import ReasoningEmbedder
-    from searchr3_embed.checkpoint.loading import CheckpointError
+    from searchr3_embed.checkpoint import CheckpointError
 
     environments: dict[str, dict[str, Any]] = {}
     for corrected in (True, False) if args.uncorrected else (True,):

@@ -29,7 +29,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config
 
-from searchr3_embed.checkpoint import loading
+from searchr3_embed.checkpoint import locate
 from searchr3_embed.conversation import Conversation, find_embed_token
 from searchr3_embed.engine import decode
 from training.data import records as data_module
@@ -136,7 +136,7 @@ def train(args: RLArguments, model_args: ModelConfig) -> Path:
     if not model_args.model_name_or_path:
         raise ValueError("model_name_or_path must name the stage-1 model: a folder or a hub id.")
     out = Path(str(args.output_dir))
-    folder = loading.find(model_args.model_name_or_path, revision=model_args.model_revision)
+    folder = locate.find(model_args.model_name_or_path, revision=model_args.model_revision)
     kwargs = {
         "dtype": getattr(torch, model_args.dtype or "float32"),
         "attn_implementation": model_args.attn_implementation,
