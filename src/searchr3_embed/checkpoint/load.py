@@ -146,8 +146,8 @@ def _prompts(
             if not (folder / released.EXAMPLE_FILE).is_file():
                 raise CheckpointError(
                     f"{name!r} knows the embed token but holds no prompts (neither {PROMPTS_FILE} nor "
-                    f"{released.EXAMPLE_FILE}): pass system_prompts={{'direct': ..., 'reasoning': ...}} with the words it "
-                    "was trained with."
+                    f"{released.EXAMPLE_FILE}): pass system_prompts={{'direct': ..., 'reasoning': ...}} with the "
+                    "words it was trained with."
                 )
             system_prompts = released.read_prompts(folder / released.EXAMPLE_FILE)
     if system_prompts is not None:
