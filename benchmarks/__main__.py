@@ -23,7 +23,7 @@ from benchmarks.memory import ProcessError
 from benchmarks.setting import FULL, QUICK, Setting
 from benchmarks.timing import DisagreementError
 from benchmarks.workloads import WORKLOADS
-from searchr3_embed.checkpoint.loading import CheckpointError
+from searchr3_embed.checkpoint import CheckpointError
 from searchr3_embed.files import write_json, write_text
 from training.data.lines import DataError
 from training.evaluate.machine import machine_description

@@ -17,7 +17,7 @@ from benchmarks.rl_environment.report import plot, render
 from benchmarks.rl_environment.setting import Setting, draw
 from benchmarks.rl_environment.trajectory import measure
 from searchr3_embed import ReasoningEmbedder
-from searchr3_embed.checkpoint.loading import CheckpointError
+from searchr3_embed.checkpoint import CheckpointError
 from searchr3_embed.files import write_json, write_text
 from training.data.lines import DataError
 from training.rl.corpus.which_to_reencode import STRATEGIES

@@ -21,7 +21,7 @@ class SFTArguments(RunArguments, SFTConfig):
     prompts: dict | str | None = dataclasses.field(
         default=None,
         metadata={
-            "help": "The words of the two turns, see searchr3_embed.conversation.Prompts; default: the base's (ours)."
+            "help": "The words of the two turns, see searchr3_embed.prompts.Prompts; default: the base's (ours)."
         },
     )
     document_lengths: dict | str | None = dataclasses.field(

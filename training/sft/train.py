@@ -20,7 +20,8 @@ import datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config
 
-from searchr3_embed.conversation import Conversation, Prompts
+from searchr3_embed.conversation import Conversation
+from searchr3_embed.prompts import Prompts
 from training.data.mixing import mix
 from training.data.records import Record
 from training.sft.batches import Collator

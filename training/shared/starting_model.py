@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from searchr3_embed.checkpoint import loading
-from searchr3_embed.conversation import PROMPTS_FILE, Prompts
+from searchr3_embed.checkpoint import locate
+from searchr3_embed.prompts import PROMPTS_FILE, Prompts
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -32,7 +32,7 @@ def find_start(model_args: ModelConfig, what: str) -> tuple[Path, dict[str, Any]
     """
     if not model_args.model_name_or_path:
         raise ValueError(f"model_name_or_path must name {what}: a folder or a hub id.")
-    folder = loading.find(model_args.model_name_or_path, revision=model_args.model_revision)
+    folder = locate.find(model_args.model_name_or_path, revision=model_args.model_revision)
     dtype = getattr(torch, model_args.dtype or "float32")
     return folder, {"dtype": dtype, "attn_implementation": model_args.attn_implementation}
 
