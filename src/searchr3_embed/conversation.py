@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 OnTruncate = Literal["warn", "error", "ignore"]
 
-# Stands for the user's text while a template is rendered; no template changes it, no prompt holds it.
+# Takes the place of the user's text while a template is rendered: no template changes it, and no prompt contains it.
 _SENTINEL = "\u27e6searchr3-user-text\u27e7"
-# A budget that leaves less of the question than this is refused: there would be nothing to reason about.
+# A budget that leaves room for fewer tokens of the question is refused: there would be nothing to reason about.
 _LEAST_TEXT_TOKENS = 16
 
 
@@ -76,8 +76,8 @@ class Conversation:
         self.default_max_reasoning_tokens = prompts.max_reasoning_tokens
         self.position_limit = position_limit
         self.on_truncate = on_truncate
-        # Two private copies, each with its flags set once: a shared tokenizer changes its flags from call to call,
-        # which is not safe between threads.
+        # Two private copies, each with its flags set once: changing the flags of a shared tokenizer from call to call
+        # is not safe between threads.
         self._template_tokenizer = _bare_copy(tokenizer)
         self._text_tokenizer = _plain_text_copy(self._template_tokenizer)
         direct = _render(tokenizer, prompts.direct_system) + prompts.direct_answer
@@ -196,8 +196,8 @@ class Conversation:
     def direct_turn_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
         """A tokenizer that wraps each text in the direct turn by itself, so that stock libraries embed as we do.
 
-        It is a generic fast tokenizer: the classes of single model families rebuild their own post-processor when they
-        are loaded, and the direct turn would be lost.
+        It is a generic fast tokenizer: the classes of model families rebuild their own post-processor when they are
+        loaded, and the direct turn would be lost.
         """
         prefix, suffix = self.direct_affixes
         backend = Tokenizer.from_str(self._template_tokenizer.to_str())

@@ -31,8 +31,8 @@ from searchr3_embed.models.causal_transformer import CausalTransformer
 from searchr3_embed.reasoning_trace import Reasoning
 
 _REASONING_OPTIONS = ("reason", "max_reasoning_tokens")
-# Async calls that wait together are computed in batches of so many rows, unless they say otherwise: they are what a
-# server has at hand, and none of them chose the 32 rows that are the default of a call with many texts.
+# Rows of a batch that is made of async calls, unless they say otherwise: twice the default of a single call, for here
+# the calls of many users wait together.
 _ROWS_OF_CALLS = 64
 
 if hasattr(os, "register_at_fork"):
@@ -41,7 +41,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _with_reasoning_options(stock: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Gives a method the signature of the stock one plus the reasoning options, without repeating 15 arguments."""
+    """Gives a method the signature of the stock one plus the reasoning options, so that none has to be repeated."""
 
     def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
@@ -51,7 +51,7 @@ def _with_reasoning_options(stock: Callable[..., Any]) -> Callable[[Callable[...
         signature = inspect.signature(stock)
         parameters = list(signature.parameters.values())
         extra = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in _REASONING_OPTIONS]
-        # The last parameter of the stock methods is **kwargs, before which keywords stand.
+        # The last parameter of the stock methods is **kwargs; keywords stand before it.
         vars(call)["__signature__"] = signature.replace(parameters=[*parameters[:-1], *extra, parameters[-1]])
         return call
 
@@ -104,7 +104,7 @@ class ReasoningEmbedder(SentenceTransformer):
         folder = locate.find(model_name_or_path, local_files_only=bool(kwargs.pop("local_files_only", False)), **find)
         for name in ("revision", "token", "cache_folder"):
             kwargs.pop(name, None)
-        # Read by _load_modules, which the base class calls when it is ready for it.
+        # For _load_modules, which the base class calls.
         self._load_options: dict[str, Any] = {
             "name": os.fspath(model_name_or_path),
             "system_prompts": system_prompts,
@@ -323,7 +323,7 @@ class ReasoningEmbedder(SentenceTransformer):
         max_reasoning_tokens: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Replaces the base class's batch loop by the engine; pool workers call it too."""
+        """Takes the place of the base class's batch loop, pool workers included: the engine computes."""
         kwargs.pop("task", None)
         if kwargs:
             raise ValueError(
@@ -382,14 +382,14 @@ class ReasoningEmbedder(SentenceTransformer):
         return prompts, generations
 
     def _finish(self, states: Tensor) -> Tensor:
-        """Sends hidden states through the modules behind the pooling: normalisation, and whatever was appended."""
+        """Sends hidden states through the modules behind the pooling: normalisation, and what a user has appended."""
         features = {"sentence_embedding": states}
         for module in list(self.children())[2:]:
             features = module(features)
         return features["sentence_embedding"]
 
     def _empty(self, options: Mapping[str, Any]) -> Any:
-        """What an empty list of texts embeds to: no rows, but the right number of columns."""
+        """The result for an empty list of texts: no rows, and the right number of columns."""
         columns = options.get("truncate_dim") or self.truncate_dim or self.get_embedding_dimension() or 0
         precision = options.get("precision", "float32")
         if precision in ("binary", "ubinary"):
@@ -423,7 +423,7 @@ class ReasoningEmbedder(SentenceTransformer):
         return getattr(self, method)(texts, **{"batch_size": _ROWS_OF_CALLS, **dict(options)})
 
     def __getstate__(self) -> dict[str, Any]:
-        # Threads and locks neither copy nor travel to pool workers; a fresh worker starts on the first async call.
+        # Threads and locks can't be copied or sent to pool workers; the first async call starts a new one.
         return {**self.__dict__, "_coalescer": None}
 
 

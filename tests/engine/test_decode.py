@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from searchr3_embed import ReasoningEmbedder
@@ -14,7 +16,9 @@ from searchr3_embed.engine import decode
 from searchr3_embed.engine import forward as forward_module
 from searchr3_embed.engine.decode import Generation, think
 from searchr3_embed.engine.forward import CausalThinker, embed
+from searchr3_embed.engine.head import lm_head
 from searchr3_embed.engine.rows import Batch
+from searchr3_embed.engine.slots import Slots
 
 BUDGET = 14
 
@@ -277,3 +281,54 @@ def test_equal_prompts_are_read_once(
     for prompt, generation in zip(four, samples, strict=True):
         states = forward(embedder.causal_lm, [*prompt, *generation.ids, embedder.conversation.embed_token_id])[0]
         torch.testing.assert_close(generation.state, states[-1], atol=1e-4, rtol=1e-4)
+
+
+class BothWays(CausalThinker):
+    """Reads a prompt in both directions: each of its tokens sees the whole prompt; what is written is causal."""
+
+    def open_slots(self, prompts: Sequence[Sequence[int]], rows: int, further: int) -> Slots:
+        return Slots(self.model, rows, max(map(len, prompts)) + further)
+
+    def read(
+        self,
+        prompts: Sequence[Sequence[int]],
+        slots: Slots | None = None,
+        first_slot: int = 0,
+        ahead: Sequence[int] = (),
+    ) -> torch.Tensor:
+        assert slots is not None
+        ids = pad_sequence([torch.tensor([*prompt, *ahead]) for prompt in prompts], batch_first=True)
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        slots.aim(slice(first_slot, first_slot + len(prompts)), slice(0, ids.shape[1]), ids.shape[1], ids.shape[1])
+        mask = slots.additive_mask(seen_both_ways(lengths, ids.shape[1]))[:, None]
+        wanted = lengths[:, None] - 1 + torch.arange(1 + len(ahead))
+        return forward_module.last_hidden_states(self.model, ids, mask, None, slots, self.lean, wanted)
+
+
+def seen_both_ways(lengths: torch.Tensor, places: int) -> torch.Tensor:
+    """Which places each place sees, bool of shape (rows, places, places)."""
+    at = torch.arange(places)
+    inside = at < lengths[:, None]
+    return (at <= at[:, None]) | (inside[:, None] & inside[:, :, None])
+
+
+def test_another_thinker_can_stand_in_the_loop(embedder: ReasoningEmbedder) -> None:
+    """Its results are those of one pass over everything under its own mask."""
+    model, token = embedder.causal_lm, embedder.conversation.embed_token_id
+    prompts = random_prompts(model, 20, rows=12)
+    prompts += prompts[:3]
+    options = {"embed_token_id": token, "max_new_tokens": BUDGET}
+    generations = [think(BothWays(model), prompts, batch_size=size, **options) for size in (3, 64)]
+    for prompt, one, other in zip(prompts, *generations, strict=True):
+        assert one.ids == other.ids
+        ids = [*prompt, *one.ids, token]
+        mask = torch.zeros(1, 1, len(ids), len(ids))
+        mask.masked_fill_(~seen_both_ways(torch.tensor([len(prompt)]), len(ids)), torch.finfo(mask.dtype).min)
+        with torch.no_grad():
+            states = model.base_model(torch.tensor([ids]), attention_mask=mask).last_hidden_state[0]
+            logits = lm_head(model)(states[len(prompt) - 1 : -1])
+        assert logits.argmax(-1).tolist()[: len(one.ids)] == one.ids
+        for generation in (one, other):
+            torch.testing.assert_close(generation.state, states[-1], atol=1e-4, rtol=1e-4)
+    causal = run(embedder, prompts)
+    assert any(one.ids != other.ids for one, other in zip(causal, generations[0], strict=True))

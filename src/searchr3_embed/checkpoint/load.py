@@ -136,7 +136,7 @@ def _check_files(name: object, folder: Path) -> None:
 def _prompts(
     name: object, folder: Path, tokenizer: PreTrainedTokenizerBase, system_prompts: Mapping[str, str] | None
 ) -> Prompts:
-    """The checkpoint's own words, from the caller, ``conversation.json`` or ``example.py``."""
+    """The words of the turns: the caller's, or those in ``conversation.json`` or ``example.py``."""
     if (folder / PROMPTS_FILE).is_file():
         prompts = Prompts.load(folder)
     else:

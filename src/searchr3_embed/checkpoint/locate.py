@@ -100,7 +100,7 @@ def _download(
 
 
 def _hub_answers() -> bool:
-    """True if the hub (or a proxy) takes a connection within a second: its client would retry for a minute."""
+    """Whether the hub (or a proxy) takes a connection within a second; the hub's client would retry for a minute."""
     endpoint = urllib.parse.urlsplit(huggingface_hub.constants.ENDPOINT)
     host, port = endpoint.hostname, endpoint.port or (80 if endpoint.scheme == "http" else 443)
     proxy = urllib.request.getproxies().get(endpoint.scheme)
@@ -116,7 +116,7 @@ def _hub_answers() -> bool:
             socket.create_connection((host, port), timeout=_NETWORK_PROBE_SECONDS).close()
             connected.set()
 
-    # Name resolution has no timeout of its own, so the attempt runs aside, in a thread that nobody waits for.
+    # Name resolution has no timeout of its own, so a thread tries it that nobody waits for longer than that.
     prober = threading.Thread(target=connect, daemon=True)
     prober.start()
     prober.join(_NETWORK_PROBE_SECONDS)

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 
 import torch
 
-# A shared beginning shorter than this is cheaper to compute again than to keep apart.
+# A shorter shared beginning is cheaper to compute for each row than to keep apart.
 _LEAST_SHARED_PREFIX = 16
-# Tokens of one forward pass. On a CPU what a thread computes should stay in its cache; a GPU must be filled.
+# Tokens of one forward pass. On a CPU, what a thread computes should stay in its cache; a GPU must be kept busy.
 _TOKENS_PER_THREAD, _TOKENS_ELSEWHERE = 1024, 65536
-# A pass that holds this share of them is large enough to end before rows that are much shorter.
+# A pass with at least the first share of these tokens ends before a row that is shorter than the second share of its
+# longest.
 _LEAST_SHARE, _MUCH_SHORTER = 0.25, 0.8
 
 
 def tokens_per_forward(device: torch.device) -> int:
-    """Most padded tokens of one forward pass, for speed on this device."""
+    """How many tokens, padding included, a forward pass should have at most to be fast on this device."""
     return _TOKENS_PER_THREAD * torch.get_num_threads() if device.type == "cpu" else _TOKENS_ELSEWHERE
 
 

@@ -1,9 +1,9 @@
 """The loop that writes tokens: rows enter the batch, choose token after token, and leave with their embedding.
 
 It is one pass. The token that closes a row is read once more and its last hidden state is the embedding, so no second
-forward pass over the whole sequence is needed. A row that ends leaves at once, and a waiting row takes its slot. How a
-prompt is read is no matter here: that is the thinker's affair (``forward``). Embeddings are neither normalised nor
-truncated here.
+forward pass over the whole sequence is needed. A row that ends leaves at once, and a waiting row takes its slot. The
+loop does not know how a prompt is read: a thinker does that (see ``forward``). It neither normalises nor truncates
+embeddings.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from searchr3_embed.engine.forward import CausalThinker, Thinker
 from searchr3_embed.engine.head import TokenChooser
 from searchr3_embed.engine.rows import Batch, RowEnd
 
-# Where rows are few, each also reads the embed token ahead, in case it is next: that costs little and saves a step.
+# Up to so many rows, each also reads the embed token behind its next token, in case the row then ends: that costs
+# little and saves a step.
 _FEW_ROWS = 8
 # Waiting rows enter when this share of the slots is free: one pass that reads several prompts costs less than several.
 _ADMIT_SHARE = 0.25
@@ -150,7 +151,7 @@ class _Loop:
                 self._leave(states[:, 1], 0)
 
     def _ahead(self, rows: int) -> list[int]:
-        """What each of so many rows reads ahead of its next token."""
+        """What each row reads behind its next token before it is known to come, if there are ``rows`` rows."""
         return [self.batch.end.embed_token_id] if rows <= _FEW_ROWS else []
 
     def _read(self, groups: Sequence[Sequence[int]], ahead: Sequence[int]) -> None:
@@ -171,16 +172,20 @@ class _Loop:
             self._leave(states[:, 1], first)
 
     def _choose(self, states: Tensor, first: int) -> None:
-        """Picks the next token of the rows from ``first`` on, given their hidden states."""
+        """Chooses the next token of each row from slot ``first`` on, given their hidden states."""
         barred = self.batch.written_before(first) if self.distinct else None
         chosen, log_probabilities = self.chooser.choose(states, barred)
         self.batch.choose(chosen, first, log_probabilities)
 
     def _leave(self, states: Tensor, first: int) -> Tensor | None:
-        """Takes out the rows from ``first`` on that end, given their states at the embed token.
+        """Removes the rows whose token is the embed token, and keeps their results.
+
+        Args:
+            states: Hidden states at the embed token, for each row from ``first`` on.
+            first: The first slot to look at.
 
         Returns:
-            The former slots of the rows that stay; None if all do.
+            The former slots of the rows that stay; None if all stay.
         """
         leaving = self.batch.leaving(first)
         if not leaving:

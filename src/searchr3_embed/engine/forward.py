@@ -1,4 +1,4 @@
-"""Reading: turns into hidden states, prompts into slots, and the next token of every row. Nothing here chooses one.
+"""Reading, without choosing a token: turns become hidden states, prompts fill slots, rows get a token further.
 
 ``Thinker`` is what the loop in ``decode`` asks of a model; ``CausalThinker`` is how a causal language model does it.
 """
@@ -71,7 +71,7 @@ class CausalThinker:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        # Whether the fast forward pass of ``bert_forward`` computes what the model's own would.
+        # Whether the fast pass computes what the model's own would.
         self.lean = bert_forward.fits(model)
 
     @property
@@ -186,7 +186,7 @@ def next_tokens(batch: Batch, ahead: Sequence[int]) -> tuple[Tensor, Tensor, Ten
     rows = torch.arange(count, device=ids.device)[:, None]
     batch.slots.aim(slice(0, count), (rows, at), end, ids.shape[1])
     mask = batch.slots.additive_mask(torch.arange(end, device=ids.device) <= at[:, :, None])[:, None]
-    # Nothing follows the embed token, so what is read ahead of it may lie beyond the last position there is.
+    # Nothing comes behind the embed token, and its place may be the last position that the model has.
     positions = torch.where(ids[:, :1] == behind[:, :1], at[:, :1], at) if len(ahead) else at
     return ids, mask, positions
 
@@ -206,15 +206,16 @@ def last_hidden_states(
     Args:
         model: The model; its body is asked, not its head.
         ids: Token ids, int64 of shape (rows, tokens).
-        mask: Added to the attention scores, shape (rows, 1, tokens, keys); None is causal, without earlier keys.
+        mask: Added to the attention scores, shape (rows, 1, tokens, keys); None: each token sees its row up to itself,
+            and there are no earlier keys.
         positions: Int64 of shape (rows, tokens); None counts from 0.
-        slots: Take the keys and values, and give those to look at; None keeps nothing.
-        lean: Whether ``bert_forward`` computes it, for a model that fits.
-        wanted: Places among the tokens, int64 of shape (rows, any number); None asks for all.
-        real: Which tokens are no padding, bool of shape (rows, tokens), for ``bert_forward``; None says all are.
+        slots: Store the keys and values, and return those that may be seen; None stores nothing.
+        lean: Whether to use the fast pass, for a model that fits it.
+        wanted: Which tokens of each row, int64 of shape (rows, any number); None: all.
+        real: Which tokens are not padding, bool of shape (rows, tokens), for the fast pass; None: all are real.
 
     Returns:
-        Shape (rows, places, hidden size).
+        Shape (rows, wanted tokens, hidden size).
     """
     if lean:
         return bert_forward.states(model, ids, mask, positions, slots, wanted, real)

@@ -26,13 +26,13 @@ logger = logging.getLogger(__name__)
 
 # How many of the best rough logits are computed again.
 _CANDIDATES = 16
-# A copy larger than this is too much memory for what it saves.
+# A larger copy takes too much memory for what it saves.
 _LARGEST_COPY_BYTES = 1 << 26
-# What rounding to bfloat16 changes at most, relative to the number: it keeps 8 bits.
+# The largest relative error of rounding to bfloat16, which keeps 8 bits.
 _UNIT = 2.0**-8
-# Each factor of a product is rounded, and so is the sum; the rest is for the rounding of float32 itself.
+# A little more than the bound, for the rounding of float32 itself.
 _SLACK = 1.01
-# What a faster product must gain, so that no noise explains it.
+# A gain below this may be noise.
 _LEAST_GAIN = 1.3
 
 
@@ -121,12 +121,12 @@ class RoughHead:
         Args:
             decoder: The layer that this is a copy of.
             states: What the layer takes, float32 of shape (rows, hidden size).
-            barred: Tokens that may not win, int64 of shape (rows, any number); the same one may come several times,
-                and -1 stands for none.
+            barred: Tokens that must not win, int64 of shape (rows, any number); -1 stands for none, and a token may
+                be named more than once.
 
         Returns:
-            Token ids, int64 of shape (rows,). Of tokens whose logits differ by less than float32 can tell, it may
-            take another one than ``argmax``.
+            Token ids, int64 of shape (rows,). Where the best logits differ by less than the rounding of float32, it
+            may be another token than that of ``argmax``.
         """
         rough = nn.functional.linear(states.bfloat16(), self.weight).float()
         # The bias is added in float32, where it costs no accuracy.
@@ -139,11 +139,12 @@ class RoughHead:
         exact = exact.masked_fill(values == -torch.inf, -torch.inf)
         best, place = exact.max(dim=-1)
         chosen = candidates.gather(1, place[:, None]).squeeze(1)
-        # The sum of |w_i h_i| is at most |w| |h| (Cauchy-Schwarz). The last candidate's rough logit bounds those of
-        # all tokens that are none; what is rounded at the end is a logit without its bias.
+        # The two factors and the sum of each product are rounded. The sum of |w_i h_i| is at most |w| |h|
+        # (Cauchy-Schwarz), and no token outside the candidates has a rough logit above that of the last candidate. The
+        # bias was added after the rounding.
         product = self.longest * states.norm(dim=-1)
         lost = _SLACK * (2 * _UNIT + _UNIT**2 + _UNIT) * product
-        # So written, it also takes rows of NaN, and rows in which everything is barred.
+        # "Not greater" also catches rows of NaN, and rows in which everything is barred.
         unproven = (~(best > values[:, -1] + lost)).nonzero().squeeze(1)
         if len(unproven):
             logits = decoder(states[unproven])
@@ -154,19 +155,19 @@ class RoughHead:
 
 
 def bar(logits: Tensor, tokens: Tensor) -> None:
-    """Makes tokens impossible, in place.
+    """Sets the logits of tokens to minus infinity, in place.
 
     Args:
         logits: Shape (rows, vocabulary).
         tokens: Int64 of shape (rows, any number); -1 stands for none.
     """
     barred = torch.where(tokens >= 0, -torch.inf, logits.gather(1, tokens.clamp(min=0)))
-    # Where -1 stood, token 0 is written back as it was, unless it is barred as well; amin lets that win.
+    # -1 writes the logit of token 0 back as it is; if token 0 is barred as well, amin keeps the minus infinity.
     logits.scatter_reduce_(1, tokens.clamp(min=0), barred, "amin")
 
 
 def rough_head(decoder: nn.Module) -> RoughHead | None:
-    """The copy of a head's last layer, made once and again after its weights changed; None where it does not pay."""
+    """The copy of a head's last layer, made anew when its weights have changed; None where it does not pay."""
     if (
         type(decoder) not in (nn.Linear, OneDnnLinear)  # an adapter's layer computes more
         or not isinstance(decoder, nn.Linear)
@@ -184,12 +185,12 @@ def rough_head(decoder: nn.Module) -> RoughHead | None:
     return rough
 
 
-# Beside the layers, not in them: a copy is neither saved nor moved nor sent to another process.
+# Kept beside the layers, not in them, so that a copy is neither saved nor moved nor sent to another process.
 _COPIES: weakref.WeakKeyDictionary[nn.Module, RoughHead] = weakref.WeakKeyDictionary()
 
 
 def _version(decoder: nn.Linear) -> tuple[int, int]:
-    """Changes when the weights do."""
+    """A value that changes when the weights do."""
     return decoder.weight.data_ptr(), decoder.weight._version
 
 

@@ -1,4 +1,4 @@
-"""Who is in the batch: rows enter behind those that are there, choose their next tokens, and leave when they end."""
+"""Who is in the batch: rows enter behind those that are there, get their next tokens, and leave when they end."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Batch:
         self.wrote = torch.zeros_like(self.tokens)
         self.finished = torch.zeros(slots.rows, dtype=torch.bool, device=device)
         self.written = torch.zeros(slots.rows, end.budget + 1, dtype=torch.long, device=device)
-        # What ends a row may differ from what was chosen, so choices are noted apart.
+        # The embed token may take the place of what was chosen, so choices are kept apart.
         kinds = (torch.long, torch.float32) if noting else ()
         self.notes = [torch.zeros_like(self.written, dtype=kind) for kind in kinds]
         self.longest = 0
@@ -55,7 +55,7 @@ class Batch:
 
         Args:
             names: Numbers by which the caller knows the rows.
-            lengths: Tokens of each that are read, or about to be: the place where its next token will stand.
+            lengths: Number of tokens of each that are read first; its next token stands at this place.
         """
         first, self.count = self.count, self.count + len(names)
         self.names += names
@@ -82,19 +82,19 @@ class Batch:
         self.wrote[part] += 1
 
     def advance(self) -> None:
-        """Notes that the next token of every row was read: the one after it stands one place further."""
+        """To be called when the next token of every row was read: the one after it stands one place further."""
         self.lengths[: self.count] += 1
         self.longest += 1
 
     def written_before(self, first: int) -> Tensor:
         """What the rows from ``first`` on have written, int64 of shape (rows, budget + 1), -1 where nothing is."""
         part = slice(first, self.count)
-        # What lies beyond a row's end is left from another row.
+        # Beyond a row's end, there is still what another row wrote.
         places = torch.arange(self.written.shape[1], device=self.written.device)
         return torch.where(places < self.wrote[part, None], self.written[part], -1)
 
     def leaving(self, first: int) -> list[int]:
-        """Slots, from ``first`` on, of the rows that were told to end with the embed token."""
+        """Slots, from ``first`` on, of the rows whose next token is the embed token."""
         ended = self.tokens[first : self.count] == self.end.embed_token_id
         return (first + ended.nonzero().squeeze(1)).tolist()
 

@@ -94,7 +94,7 @@ class SlotLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Takes memory of the right shape, dtype and device."""
-        # A place has all its heads side by side, so that what a row does not reach is in pages of its own.
+        # All heads of a place lie side by side, so that places which no row reaches share no memory page with others.
         places = (self.slots.rows, self.slots.places, key_states.shape[1])
         self.keys = self.slots.memory.room((*places, key_states.shape[-1]), key_states).transpose(1, 2)
         self.values = self.slots.memory.room((*places, value_states.shape[-1]), value_states).transpose(1, 2)

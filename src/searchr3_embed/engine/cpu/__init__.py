@@ -1,4 +1,5 @@
 """What makes the engine fast on a CPU: a forward pass for BERT, matrix products by oneDNN, and OpenMP's threads.
 
-Only the engine and the module that loads models import from here. It knows tensors and modules, nothing else.
+Outside the engine, the embedder imports ``kernels.speed_up`` and the async queue ``threads.release_helpers``. It knows
+tensors, modules and processors; it never knows rows of a batch, or what is computed for whom.
 """

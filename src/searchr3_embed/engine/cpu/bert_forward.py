@@ -1,12 +1,11 @@
-"""The forward pass of a BERT decoder with nothing in it that is not asked for, on a CPU.
+"""A forward pass for BERT decoders on a CPU that computes only what is needed.
 
-The stock pass computes the last layer for every token, though only the states at which a row ends are read: there,
-keys and values are needed everywhere, and all else at those places only. For a model of seven layers that is an eighth
-of all work. It also computes every layer for the padding of shorter rows, where here only attention sees rows side by
-side: all else is given the tokens that there are. Beside that, activations and residual sums are part of the matrix
-products where oneDNN computes them.
+Three things are saved against the stock pass. In the last layer, only the states at the end of each row are read: so
+keys and values are computed for every token, everything else only where it is read. With seven layers that is an
+eighth of all work. Padding is skipped: outside attention, the tokens of all rows stand in one line, without it. And
+activations and residual sums are computed within the matrix products, where oneDNN can do that.
 
-The weights are the model's own, and so are the numbers, up to rounding.
+The weights are the model's own; the results are those of its own pass, up to rounding.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ _COLLECTOR = "transformers.utils.output_capturing"
 def fits(model: PreTrainedModel) -> bool:
     """Whether :func:`states` computes what the model's own forward pass would.
 
-    It is for plain BERT decoders in evaluation mode on a CPU: not for adapters, hooks, quantised layers, autocast,
-    or layers of other classes, which the stock pass serves.
+    True for plain BERT decoders in evaluation mode on a CPU. Adapters, hooks, quantised layers, autocast and layers of
+    other classes need the stock pass.
     """
     body: Any = model.base_model
     return (
@@ -53,10 +52,11 @@ def fits(model: PreTrainedModel) -> bool:
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    """Whether anything but transformers' own collector listens in.
+    """Whether a module has hooks, other than those with which transformers collects hidden states.
 
-    The first call that asks for hidden states leaves its hooks behind, and they do nothing in other calls: a model
-    must not compute differently after it, or a training that goes on would differ from one that was never stopped.
+    A call that asks for hidden states leaves such hooks behind, and they do nothing in later calls. If they counted,
+    a model would be computed differently after such a call, and a resumed training would differ from one that ran
+    through.
     """
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     return any(getattr(hook, "__module__", None) != _COLLECTOR for hook in hooks)
@@ -64,15 +64,15 @@ def _is_hooked(module: nn.Module) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Line:
-    """The tokens of several rows one behind the other, as all but attention takes them.
+    """The tokens of several rows in one line, one row after the other: everything but attention works on it.
 
     Attributes:
-        shape: Rows, and tokens of each, padding included.
-        length: Tokens in the line. Those behind the ones that are asked for mean nothing; they are there so that the
-            products have few different sizes.
-        tokens: For each place in the line, its token among those of all rows, int64 of shape (length,); None stands
-            for all tokens in their order.
-        places: The reverse, int64 of shape (rows times tokens,); padding has the place of some other token.
+        shape: Number of rows, and number of tokens in each, padding included.
+        length: Number of places in the line. It may exceed the number of tokens, so that the matrix products have few
+            different sizes; what stands in the places at the end has no meaning.
+        tokens: Which token stands at each place, numbered through all rows, int64 of shape (length,); None: all tokens
+            in their order.
+        places: The place of each token, int64 of shape (rows times tokens,); for padding, that of some other token.
     """
 
     shape: tuple[int, int]
@@ -82,7 +82,7 @@ class _Line:
 
     @classmethod
     def of(cls, shape: tuple[int, int], layer: nn.Linear, real: Tensor | None = None) -> _Line:
-        """The line of all tokens, or of the real ones alone, for products with layers like ``layer``."""
+        """The line of all tokens, or only of the real ones; its length suits products with layers like ``layer``."""
         if real is None:
             return cls(shape, rows_computed(layer, shape[0] * shape[1]))
         tokens = real.flatten().nonzero().squeeze(1)
@@ -113,20 +113,21 @@ def states(
     wanted: Tensor | None,
     real: Tensor | None = None,
 ) -> Tensor:
-    """Last hidden states at the places asked for.
+    """Last hidden states at the wanted places.
 
     Args:
         model: A model that :func:`fits`.
         ids: Token ids, int64 of shape (rows, tokens).
-        mask: Added to the attention scores, shape (rows, 1, tokens, keys); None is causal, and without earlier keys.
+        mask: Added to the attention scores, shape (rows, 1, tokens, keys); None: each token sees its row up to itself,
+            and there are no earlier keys.
         positions: Int64 of shape (rows, tokens); None counts from 0.
-        cache: Takes the keys and values of all tokens and gives those to look at.
-        wanted: Places among the tokens, int64 of shape (rows, any number); None asks for all.
-        real: Which tokens are no padding, bool of shape (rows, tokens), for which nothing but keys and values without
-            meaning is computed; at least one, and all that are wanted. None says that all are.
+        cache: Stores the keys and values of all tokens and returns those that may be seen; None stores nothing.
+        wanted: Which tokens of each row, int64 of shape (rows, any number); None: all.
+        real: Which tokens are not padding, bool of shape (rows, tokens); at least one, and all wanted ones. For the
+            others, only keys and values are stored, and they have no meaning. None: all are real.
 
     Returns:
-        Shape (rows, places, hidden size); where padding is asked for, it holds no meaning.
+        Shape (rows, wanted tokens, hidden size); at padding, the numbers have no meaning.
     """
     body: Any = model.base_model
     words = body.embeddings
@@ -142,7 +143,7 @@ def states(
         return line.split(_layer(last, len(layers), hidden, line, hidden, line, mask, cache))
     rows = torch.arange(len(ids), device=ids.device)[:, None]
     if mask is None:
-        # A place looks at itself and at what stands before it.
+        # A token sees itself and what stands before it.
         hides = torch.arange(ids.shape[1], device=ids.device) > wanted[:, :, None]
         mask = torch.zeros(hides.shape, dtype=hidden.dtype).masked_fill_(hides, torch.finfo(hidden.dtype).min)[:, None]
     else:
@@ -163,20 +164,20 @@ def _layer(
     mask: Tensor | None,
     cache: Cache | None,
 ) -> Tensor:
-    """One layer at the places ``asked``, whose tokens look at ``seen`` and at what the cache holds.
+    """Computes one layer for the tokens ``asked``, which see the tokens ``seen`` and what the cache holds.
 
     Args:
         layer: The layer.
-        number: Its number.
-        seen: States of shape (tokens, hidden size).
-        seen_line: How they stand.
-        asked: States of shape (places, hidden size).
-        asked_line: How they stand.
-        mask: As for :func:`states`, for the places asked.
-        cache: As there.
+        number: Its number, for the cache.
+        seen: States of the tokens that give keys and values, shape (tokens, hidden size).
+        seen_line: Their order.
+        asked: States of the tokens that are computed, shape (tokens, hidden size).
+        asked_line: Their order.
+        mask: As for :func:`states`, for the tokens ``asked``.
+        cache: As for :func:`states`.
 
     Returns:
-        States in the shape of ``asked``.
+        The layer's output, in the shape of ``asked``.
     """
     attention: Any = layer.attention
     inner = attention.self

@@ -1,9 +1,9 @@
 """Faster matrix products on processors for which torch's default library has no wide kernels.
 
-torch multiplies float32 matrices with MKL, which on some processors not by Intel uses AVX2 even where they have
-AVX-512. oneDNN, which torch also brings along, uses what there is, and takes half the time there. Where both are wide,
-it gains a tenth on many rows, for it computes an activation or a sum within the product, and more on a few. Which one
-is faster is measured once per process.
+torch multiplies float32 matrices with MKL. On some processors that are not Intel's, MKL uses AVX2 although they have
+AVX-512; oneDNN, which comes with torch too, uses AVX-512 there and takes half the time. Where both use it, oneDNN is
+still a tenth faster on many rows, because it computes an activation or a sum within the product, and more than that on
+few rows. Which one is faster is measured once per process.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from searchr3_embed.engine.cpu.stopwatch import least_seconds
 
 logger = logging.getLogger(__name__)
 
-# Either choice is right, for both compute the same, up to rounding; a gain below this is noise.
+# A gain below this is noise. Neither choice is wrong: both compute the same, up to rounding.
 _LEAST_GAIN = 1.04
 _LARGEST_ERROR = 1e-4
-# Products have numbers of rows that are multiples of the second, up to the first.
+# Up to the first number of rows, a product gets a multiple of the second.
 _STEPS = ((8, 1), (16, 2), (32, 4), (128, 8), (512, 16), (1024, 32), (math.inf, 64))
 
 
@@ -38,13 +38,13 @@ class OneDnnLinear(nn.Linear):
 
 
 def product(layer: nn.Linear, input: Tensor, gelu: bool = False, add: Tensor | None = None) -> Tensor:
-    """A linear layer, and what follows it, in one operation where oneDNN computes it; no gradient.
+    """A linear layer and what follows it, as one operation where oneDNN computes it. Gives no gradient.
 
     Args:
         layer: The layer; where it is a :class:`OneDnnLinear`, oneDNN is used.
         input: Shape (..., in features).
         gelu: Whether the exact GELU is applied.
-        add: Added to the product, shape (..., out features); not together with ``gelu``.
+        add: Is added to the product, shape (..., out features); not together with ``gelu``.
 
     Returns:
         Shape (..., out features).
@@ -60,17 +60,18 @@ def product(layer: nn.Linear, input: Tensor, gelu: bool = False, add: Tensor | N
 
 
 def rows_computed(layer: nn.Linear, rows: int) -> int:
-    """How many rows a product of so many rows had best be given.
+    """The number of rows to compute when ``rows`` are needed.
 
-    For each size that it meets, oneDNN compiles kernels, half a millisecond and 0.6 MB for each, and keeps up to a
-    thousand of them. So there are few sizes, and rows to fill them up, 2 % where there are many rows.
+    oneDNN compiles a kernel for every number of rows that it meets, which takes half a millisecond and 0.6 MB each,
+    and keeps up to a thousand of them. So products come in few sizes: rows are added up to the next size, about 2 % of
+    them in large products.
 
     Args:
         layer: The layer.
-        rows: At least 0.
+        rows: Number of rows needed, at least 0.
 
     Returns:
-        At least ``rows``; as many where oneDNN is not used.
+        At least ``rows``; exactly ``rows`` where oneDNN is not used.
     """
     if not isinstance(layer, OneDnnLinear):
         return rows
@@ -88,7 +89,7 @@ def _is_for_onednn(layer: nn.Linear, input: Tensor) -> bool:
 
 
 def speed_up(model: nn.Module) -> None:
-    """Makes the linear layers of a model use oneDNN if that is faster here; weights, names and saving stay the same.
+    """Lets the linear layers of a model use oneDNN if that is faster here; weights, names and saving stay the same.
 
     Args:
         model: Any model; layers of a subclass of ``nn.Linear`` are left alone.
@@ -119,7 +120,7 @@ def onednn_is_faster() -> bool:
         with torch.inference_mode():
             error = float((stock() - other()).abs().max())
             gain = least_seconds(stock) / least_seconds(other)
-    except RuntimeError as problem:  # a build of torch whose oneDNN lacks the operation
+    except RuntimeError as problem:  # this build of torch has a oneDNN without the operation
         logger.debug("oneDNN is not used: %s", problem)
         return False
     logger.debug("oneDNN is %.2f times as fast as torch's default; largest difference %.1e", gain, error)
@@ -127,7 +128,7 @@ def onednn_is_faster() -> bool:
 
 
 def _onednn(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    # The last argument tells the exact GELU from the one by tanh.
+    # The last argument says which GELU: "none" is the exact one, "tanh" an approximation.
     return torch.ops.mkldnn._linear_pointwise(
         input, weight, bias, activation, [], "none" if activation == "gelu" else ""
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def least_seconds(call: Callable[[], Any], repeats: int = 7) -> float:
-    """The least time of several calls, which is the one that nothing disturbed."""
+    """The shortest time of several calls: the one that other work on the machine disturbed least."""
     best = float("inf")
     for _ in range(repeats):
         started = time.perf_counter()

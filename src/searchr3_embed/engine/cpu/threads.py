@@ -1,9 +1,10 @@
-"""Threads that torch's OpenMP keeps for a thread that computes nothing now.
+"""OpenMP's helper threads: ends those of a thread that hands its work to another thread.
 
-Every thread that computes has helpers of its own, and GNU's OpenMP lets helpers wait awake between two operations only
-while there are no more of them in the process than processors. Otherwise they sleep and are woken for each operation,
-which makes a call on one text a third slower. So whoever passes work to another thread should let go of his helpers;
-those that are needed again are there within a tenth of a millisecond.
+Every thread that runs torch operations gets helper threads from OpenMP, and they stay when it has nothing to compute.
+Between two operations, GNU's OpenMP keeps helpers awake only while the process has no more threads of this kind than
+the machine has processors. With more, helpers sleep and are woken for each operation, which makes a call on one text a
+third slower. So a thread that passes its work on should end its helpers; if it needs some again, starting them takes a
+tenth of a millisecond.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ _SOFT = 1
 
 
 def release_helpers() -> None:
-    """Ends the helpers of the calling thread, if torch runs on GNU's OpenMP; its next operation starts others.
+    """Ends the helpers of the calling thread if torch runs on GNU's OpenMP; its next operation starts new ones.
 
-    In a forked process it does nothing: the helpers are not there, and OpenMP would wait for their end forever.
+    Does nothing in a forked process: the helpers were not copied, and OpenMP would wait forever for them to end.
     """
     release = _pause()
     if release is not None and not _forked:
@@ -50,7 +51,7 @@ def _pause() -> Callable[[int], int] | None:
     """``omp_pause_resource_all`` of the library that torch has loaded; None where it uses another OpenMP."""
     for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")):
         try:
-            # Never load a second one beside torch's.
+            # RTLD_NOLOAD: only the library that is loaded already, never a second one beside it.
             function = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD).omp_pause_resource_all
         except (OSError, AttributeError) as problem:
             logger.debug("%s: %s", path, problem)
