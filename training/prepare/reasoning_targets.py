@@ -32,6 +32,7 @@ from tqdm import tqdm
 from training.data.records import Record, read_records, write_records
 from training.evaluate.models import load_embedder
 from training.prepare import chat_client as chat
+from training.prepare import chat_command as command
 
 _WORD = r"(?u)\b[a-z][a-z]{2,}\b"
 # Two words with so many equal first letters count as forms of one word: "symptom" says nothing after "symptoms".
@@ -234,14 +235,14 @@ def arguments() -> argparse.ArgumentParser:
         help="text of a language model behind any OpenAI-compatible chat endpoint",
         description="Asks a language model to enrich each query: concepts, terms, synonyms, related topics. Only the "
         "query is sent.",
-        epilog=chat.HELP,
+        epilog=command.HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for command in (terms, language):
-        command.add_argument(
+    for one in (terms, language):
+        one.add_argument(
             "--data", required=True, type=Path, nargs="+", metavar="FILE", help="records, .jsonl or .jsonl.gz"
         )
-        command.add_argument(
+        one.add_argument(
             "--out",
             required=True,
             type=Path,
@@ -249,9 +250,7 @@ def arguments() -> argparse.ArgumentParser:
             help="the same records with reasoning: a .jsonl or .jsonl.gz file, or for several files a folder, which "
             "gets files of the same names",
         )
-        command.add_argument(
-            "--overwrite", action="store_true", help="replace the reasoning that records hold already"
-        )
+        one.add_argument("--overwrite", action="store_true", help="replace the reasoning that records hold already")
     terms.add_argument(
         "--embedder",
         default="none",
@@ -265,14 +264,14 @@ def arguments() -> argparse.ArgumentParser:
     language.add_argument(
         "--system-prompt", type=Path, metavar="FILE", help="another prompt than ours (see --dry-run)"
     )
-    chat.add_arguments(language, temperature=0.7, max_tokens=256)
+    command.add_arguments(language, temperature=0.7, max_tokens=256)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = arguments().parse_args(argv)
-    return chat.guarded(lambda: _terms(args) if args.command == "terms" else _llm(args))
+    return command.guarded(lambda: _terms(args) if args.command == "terms" else _llm(args))
 
 
 def _terms(args: argparse.Namespace) -> int:
@@ -292,18 +291,18 @@ def _terms(args: argparse.Namespace) -> int:
 
 
 def _llm(args: argparse.Namespace) -> int:
-    endpoint, store = chat.endpoint_of(args), chat.store_of(args)
+    endpoint, store = command.endpoint_of(args), command.store_of(args)
     prompt = args.system_prompt.read_text(encoding="utf-8").strip() if args.system_prompt else SYSTEM_PROMPT
     records = _read(args)
     asked = [record for record in records if args.overwrite or record.reasoning is None]
     if args.dry_run:
-        print(chat.plan(conversations(asked, prompt), endpoint, store))
+        print(command.plan(conversations(asked, prompt), endpoint, store))
         return 0
     answers = chat.ask(conversations(asked, prompt), clean_reasoning, endpoint, store)
     print(answers.summary())
     values = iter(answers.values)
     _write(args, records, [next(values) if args.overwrite or r.reasoning is None else None for r in records])
-    return chat.BUDGET_SPENT if answers.left else 0
+    return command.BUDGET_SPENT if answers.left else 0
 
 
 def _read(args: argparse.Namespace) -> list[Record]:
