@@ -6,6 +6,7 @@ It imports nothing of ours, so that every part of the package, and the training 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -268,11 +269,19 @@ def read_text(path: str | os.PathLike[str]) -> TextFile:
         OSError: The file can't be read.
         NotTextError: It is no regular file (a pipe would wait for ever), or holds bytes that no text has.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(descriptor, "rb") as file:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise NotTextError("not a regular file") from None
+        raise
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise NotTextError("not a regular file")
-        data = file.read()
+        with open(descriptor, "rb", closefd=False) as file:
+            data = file.read()
+    finally:
+        os.close(descriptor)
     return decode_text(data)
 
 
@@ -318,14 +327,22 @@ def _guess(data: bytes) -> str:
 # -------------------------------------------------------------------------------------------------- messages
 
 
-def shorten(text: str, width: int) -> str:
-    """One line of at most ``width`` characters, with three dots where something is missing.
+def printable(text: str) -> str:
+    """The text with everything escaped that a terminal can't show as it is.
 
-    White space becomes single blanks; what can't be printed (control characters, half of a surrogate pair) is escaped.
+    That is control characters, line ends among them, and half surrogate pairs; file names hold both.
     """
-    line = " ".join(text.split())
-    if not line.isprintable():
-        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shorten(text: str, width: int) -> str:
+    """One printable line of at most ``width`` characters, with three dots where something is missing.
+
+    White space becomes single blanks.
+    """
+    line = printable(" ".join(text.split()))
     return line if len(line) <= width else line[: max(0, width - 3)].rstrip() + "..."
 
 

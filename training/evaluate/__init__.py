@@ -1,4 +1,5 @@
 """Retrieval quality and cost of any number of models, side by side: ``python -m training.evaluate``.
 
-Other rooms import the parts that load a model and score a ranking.
+Other rooms and the benchmarks import what loads a model (``models``), scores a ranking (``metrics``), describes the
+machine (``machine``) and writes tables (``tables``). It knows nothing of training.
 """

@@ -18,6 +18,7 @@ import functools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,45 +73,41 @@ def evaluate(
         DataError: A set cannot be read.
         EvaluationError: A model or another argument cannot be used.
     """
-    settings = settings or Settings()
+    run = _Run(settings or Settings(), out, batch_size, device, resume, progress)
     systems = _parse_models(models, baseline)
-    if batch_size < 1:
-        raise EvaluationError(f"--batch-size must be at least 1, got {batch_size}")
-    if resume and out is None:
-        raise EvaluationError("--resume needs --out: the folder of the run to continue")
-    if not folders and not mteb:
-        raise EvaluationError("nothing to measure on: --data takes BEIR-layout folders, --mteb names of MTEB tasks")
+    _check(run, folders, mteb)
     tasks = mteb_tasks.find_tasks(mteb)
     paths = beir_folders([Path(folder) for folder in folders])
-    sets, left_out = _read_sets(paths, settings, skip_bad)
-    task_scores: dict[str, dict[str, float]] = {s.label: {} for s in systems if tasks and s.kind != "bm25"}
-    cells: dict[tuple[str, str], Cell] = {}
-    total = len(systems) * len(sets) + len(task_scores) * len(tasks)
-    with tqdm(total=total, unit="cell", disable=not progress, file=sys.stderr) as bar:
-        for group in _by_model(systems):
-            load = functools.cache(functools.partial(load_model, group[0], settings, device))
-            for path, data in zip(paths, sets, strict=True):
-                bar.set_postfix_str(f"{group[0].label} on {data.name}")
-                for cell in _measure(load, group, path, data, settings, out, resume, batch_size, progress):
-                    cells[cell.model, cell.set] = cell
-                    bar.update()
-            for system in group if group[0].kind != "bm25" else ():
-                for task in tasks:
-                    name = task.metadata.name
-                    bar.set_postfix_str(f"{system.label} on {name}")
-                    stored = out / "mteb" / model_key(system, settings)[:16] / f"{name}.json" if out else None
-                    task_scores[system.label][name] = mteb_tasks.measure(
-                        load, task, system.mode, settings, stored=stored, resume=resume, batch_size=batch_size,
-                        progress=progress,
-                    )  # fmt: skip
-                    bar.update()
+    sets, left_out = _read_sets(paths, run.settings, skip_bad)
+    cells, task_scores = _measure_all(run, systems, list(zip(paths, sets, strict=True)), tasks)
     ordered = [cells[system.label, data.name] for system in systems for data in sets]
-    results = summarise(ordered, settings, baseline, left_out)
+    results = summarise(ordered, run.settings, baseline, left_out)
     if tasks:
         results["mteb"] = mteb_tasks.summarise(tasks, task_scores)
     if out:
         write_results(out, results, ordered)
     return results
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What holds for every model and set of one run."""
+
+    settings: Settings
+    out: Path | None
+    batch_size: int
+    device: str | None
+    resume: bool
+    progress: bool
+
+
+def _check(run: _Run, folders: Sequence[str | Path], mteb: Sequence[str]) -> None:
+    if run.batch_size < 1:
+        raise EvaluationError(f"--batch-size must be at least 1, got {run.batch_size}")
+    if run.resume and run.out is None:
+        raise EvaluationError("--resume needs --out: the folder of the run to continue")
+    if not folders and not mteb:
+        raise EvaluationError("nothing to measure on: --data takes BEIR-layout folders, --mteb names of MTEB tasks")
 
 
 def _parse_models(models: Sequence[str], baseline: str | None) -> list[System]:
@@ -145,25 +142,57 @@ def _read_sets(
     return sets, left_out
 
 
-def _measure(
-    load: Callable[[], Any],
-    group: list[System],
-    path: Path,
-    data: BeirData,
-    settings: Settings,
-    out: Path | None,
-    resume: bool,
-    batch_size: int,
-    progress: bool,
-) -> Iterator[Cell]:
+def _measure_all(
+    run: _Run, systems: Sequence[System], sets: Sequence[tuple[Path, BeirData]], tasks: Sequence[Any]
+) -> tuple[dict[tuple[str, str], Cell], dict[str, dict[str, float]]]:
+    """Cells by label and set, and the scores on the tasks by label and task."""
+    cells: dict[tuple[str, str], Cell] = {}
+    task_scores: dict[str, dict[str, float]] = {s.label: {} for s in systems if tasks and s.kind != "bm25"}
+    total = len(systems) * len(sets) + len(task_scores) * len(tasks)
+    with tqdm(total=total, unit="cell", disable=not run.progress, file=sys.stderr) as bar:
+        for group in _by_model(systems):
+            load = functools.cache(functools.partial(load_model, group[0], run.settings, run.device))
+            for path, data in sets:
+                bar.set_postfix_str(f"{group[0].label} on {data.name}")
+                for cell in _measure(run, load, group, path, data):
+                    cells[cell.model, cell.set] = cell
+                    bar.update()
+            for system in group if group[0].kind != "bm25" else ():
+                for task in tasks:
+                    name = task.metadata.name
+                    bar.set_postfix_str(f"{system.label} on {name}")
+                    task_scores[system.label][name] = _measure_task(run, load, system, task)
+                    bar.update()
+    return cells, task_scores
+
+
+def _measure(run: _Run, load: Callable[[], Any], group: list[System], path: Path, data: BeirData) -> Iterator[Cell]:
     """The cells of one set for the rows of one model: those that are stored, then the others, which are stored."""
-    stored, keys = stored_cells(out, group, path, settings, resume)
+    stored, keys = stored_cells(run.out, group, path, run.settings, run.resume)
     yield from stored.values()
     missing = [system for system in group if system.label not in stored]
-    for cell in measure_group(load, missing, data, settings, batch_size, progress) if missing else ():
-        if out:
-            write_cell(out, cell, keys[cell.model])
+    if not missing:
+        return
+    for cell in measure_group(load, missing, data, run.settings, run.batch_size, run.progress):
+        if run.out:
+            write_cell(run.out, cell, keys[cell.model])
         yield cell
+
+
+def _measure_task(run: _Run, load: Callable[[], Any], system: System, task: Any) -> float:
+    stored = None
+    if run.out:
+        stored = run.out / "mteb" / model_key(system, run.settings)[:16] / f"{task.metadata.name}.json"
+    return mteb_tasks.measure(
+        load,
+        task,
+        system.mode,
+        run.settings,
+        stored=stored,
+        resume=run.resume,
+        batch_size=run.batch_size,
+        progress=run.progress,
+    )
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -1,4 +1,5 @@
 """Commands that make training records: reasoning targets, hard negatives, cloze questions, synthetic triples.
 
-Each writes files that ``training.data`` reads; nothing imports from here but these commands themselves.
+Each writes files that ``training.data`` reads; ``chat_client``, ``chat_store`` and ``chat_command`` are what those that
+ask a language model share. Nothing outside of this folder imports from it; it knows nothing of training.
 """

@@ -1,6 +1,6 @@
 """A client for OpenAI-compatible chat endpoints: many requests at once, none asked twice, never beyond a budget.
 
-``ask`` posts to ``{base_url}/chat/completions`` and keeps every answer in a JSONL file, one line the moment it
+``ask`` asks any server that the openai client can reach and keeps every answer in a JSONL file, one line the moment it
 arrives. The same call after a kill reads that file and asks only for what is missing. What the *server* did wrong
 (429, 5xx, a hang, a broken body) is tried again with growing waits, and again by the next run; what the *model* did
 wrong (an answer that cannot be read) is tried again, then dropped for good. A refusal that would meet every request
@@ -11,29 +11,30 @@ The key is read from the environment only, and is cut out of every text that lea
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import collections
 import dataclasses
 import email.utils
-import hashlib
-import itertools
 import json
 import logging
 import os
 import random
 import re
-import ssl
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import filelock
-import httpx
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
+
+from searchr3_embed.files import check_unicode, first_line, shorten
+from training.prepare.chat_store import is_final, mend, read_store, request_key
+
+if TYPE_CHECKING:
+    import openai  # takes a second, and most commands ask nothing
 
 KEY_VARIABLES = ("SEARCHR3_LLM_API_KEY", "OPENAI_API_KEY")
 # Rough, for plans and for servers that report no usage; English text has about four characters a token.
@@ -42,15 +43,6 @@ CHARACTERS_PER_TOKEN = 4
 GIVE_UP_AFTER = 5
 _SINGLE_REQUEST_REFUSED = {400, 413, 422}  # too long, or its content filtered
 _WORTH_A_RETRY = {408, 425, 429}  # and everything from 500 on
-
-BUDGET_SPENT = 3  # exit status of a command that wrote what it has
-HELP = f"""\
-The key is read from the environment, {KEY_VARIABLES[0]} or else {KEY_VARIABLES[1]}, and never written anywhere. Start
-with --dry-run: it counts the requests, estimates the tokens, shows a prompt and sends nothing. Every answer is kept
-the moment it arrives: after a kill, an error or a spent budget the same command goes on and asks nothing twice.
-
-exit status: 0 done, 1 the server refused or cannot be reached, 2 bad input, 3 budget spent (what there is was written)
-"""
 
 T = TypeVar("T")
 Messages = list[dict[str, str]]
@@ -98,11 +90,11 @@ class Endpoint:
             ValueError: A value is out of range; the message names it and what is accepted.
         """
         try:
-            url = httpx.URL(self.base_url)
-        except httpx.InvalidURL:
-            url = httpx.URL("")
-        # Not shown: an address with a user or a query may hold a secret, and httpx logs every address.
-        if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query:
+            url = urllib.parse.urlsplit(self.base_url)
+        except ValueError:  # a broken IPv6 address
+            url = urllib.parse.urlsplit("")
+        # Not shown: an address with a user or a query may hold a secret, and the client logs every address.
+        if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc or url.query:
             raise ValueError(
                 "base_url must look like http://localhost:8000/v1: http or https, without user, password or query "
                 f"(a key belongs in the environment variable {KEY_VARIABLES[0]})"
@@ -167,11 +159,6 @@ def api_key() -> str | None:
     return None
 
 
-def request_key(body: Mapping[str, Any]) -> str:
-    """Content hash of a request. The address is not part of it, so a server may move while a run is interrupted."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
 def ask(
     conversations: Sequence[Messages],
     parse: Callable[[str], T],
@@ -206,144 +193,6 @@ def ask(
     return answers
 
 
-def plan(conversations: Sequence[Messages], endpoint: Endpoint, store: Path) -> str:
-    """What ``ask`` would do, for people: how many requests, about how many tokens, and one of the prompts."""
-    bodies = {request_key(body): body for body in map(endpoint.body, conversations)}
-    held = {line["key"] for line in read_store(store) if _is_final(line)}
-    todo = [body for key, body in bodies.items() if key not in held]
-    prompt_tokens = sum(_characters(body) for body in todo) // CHARACTERS_PER_TOKEN
-    lines = [
-        f"{len(conversations)} conversations, {len(bodies)} distinct, {len(bodies) - len(todo)} of them answered "
-        f"already: {len(todo)} requests to {endpoint.model} at {endpoint.base_url}",
-        f"about {prompt_tokens} prompt tokens (estimated, {CHARACTERS_PER_TOKEN} characters each)",
-    ]
-    limits = [value for name in ("max_tokens", "max_completion_tokens") if (value := endpoint.options.get(name))]
-    if limits:
-        lines.append(f"at most {min(limits) * len(todo)} tokens of answers ({min(limits)} each), retries not counted")
-    if todo:
-        lines += ["", "The first request:"]
-        lines += [f"[{message['role']}]\n{message['content']}" for message in todo[0]["messages"]]
-    return "\n".join([*lines, "", "Nothing was sent."])
-
-
-def read_store(store: Path) -> Iterator[dict[str, Any]]:
-    """Yields the complete lines of a file of answers; half a line at the end, left by a kill, is passed over.
-
-    Raises:
-        ValueError: Another line is not an answer; the message names file and line.
-    """
-    if not store.exists():
-        return
-    for number, line in enumerate(store.read_bytes().splitlines(keepends=True), start=1):
-        if not line.endswith(b"\n"):
-            return
-        try:
-            entry = json.loads(line)
-            complete = {"key", "content", "dropped", "requests", "tokens"} <= set(entry)
-        except (ValueError, TypeError):
-            complete = False
-        if not complete:
-            raise ValueError(f"{store}:{number} is not an answer of an LLM; is this the right file?")
-        yield entry
-
-
-def first_object(text: str) -> dict[str, Any]:
-    """The first JSON object in a text, whatever stands around it (code fences, a greeting, a second object).
-
-    Raises:
-        ValueError: There is none.
-    """
-    decoder = json.JSONDecoder(strict=False)  # models write line feeds into strings
-    # Not every brace of an endless row of them: each failure costs as much as the text is long.
-    for start in itertools.islice(re.finditer(r"\{", text), 100):
-        try:
-            return decoder.raw_decode(text, start.start())[0]
-        except RecursionError:
-            break
-        except ValueError:
-            continue
-    raise ValueError("no JSON object")
-
-
-def add_arguments(parser: argparse.ArgumentParser, *, temperature: float, max_tokens: int) -> None:
-    """Adds the arguments of an endpoint, with a command's own defaults."""
-    group = parser.add_argument_group("language model")
-    group.add_argument("--base-url", required=True, metavar="URL", help="for example http://localhost:8000/v1")
-    group.add_argument("--model", required=True, help="its name, as the server knows it")
-    group.add_argument("--temperature", type=float, default=temperature, help=f"default: {temperature}")
-    group.add_argument("--max-tokens", type=int, default=max_tokens, help=f"of one answer (default: {max_tokens})")
-    group.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=JSON",
-        help="repeatable: a further field of the request body, null leaves one out: --option max_tokens=null "
-        "--option max_completion_tokens=512, --option 'chat_template_kwargs={\"enable_thinking\": false}'",
-    )
-    group.add_argument(
-        "--answers", type=Path, metavar="FILE", help="where answers are kept (default: OUT.answers.jsonl)"
-    )
-    for name, kind, text in (
-        ("concurrency", int, "most requests in flight"),
-        ("timeout", float, "seconds for one attempt"),
-        ("attempts", int, "most times one request is sent"),
-        ("max-requests", int, "budget of attempts over all runs"),
-        (
-            "max-tokens-total",
-            int,
-            "budget of tokens over all runs, prompts and answers; those in flight may exceed it",
-        ),
-    ):
-        default = getattr(Endpoint, name.replace("-", "_"))
-        shown = "none" if default is None else f"{default:g}"
-        group.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default: {shown})")
-    group.add_argument("--dry-run", action="store_true", help="count, estimate, show one prompt, send nothing")
-
-
-def endpoint_of(args: argparse.Namespace) -> Endpoint:
-    """The endpoint that the arguments describe.
-
-    Raises:
-        ValueError: A value cannot be used; the message names it.
-    """
-    options: dict[str, Any] = {"temperature": args.temperature, "max_tokens": args.max_tokens}
-    for option in args.option:
-        name, equals, value = option.partition("=")
-        try:
-            if not name or not equals or name in ("model", "messages", "stream", "n"):
-                raise ValueError
-            options[name] = json.loads(value)
-        except ValueError:
-            raise ValueError(
-                f"--option {option!r}: expected NAME=JSON, such as top_p=0.9 or 'stop=[\"END\"]'; "
-                "model, messages, stream and n are not options"
-            ) from None
-    names = ("base_url", "model", "concurrency", "timeout", "attempts", "max_requests", "max_tokens_total")
-    return Endpoint(options=options, **{name: getattr(args, name) for name in names})
-
-
-def store_of(args: argparse.Namespace) -> Path:
-    """The file of answers that the arguments name."""
-    return args.answers or args.out.with_name(f"{args.out.name}.answers.jsonl")
-
-
-def guarded(work: Callable[[], int]) -> int:
-    """Runs a command; turns what can go wrong into one line on stderr and an exit status."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        with logging_redirect_tqdm():
-            return work()
-    except KeyboardInterrupt:
-        print("interrupted; the answers so far are kept, the same command goes on from there", file=sys.stderr)
-        return 130
-    except LLMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
 class _ServerError(Exception):
     """The server's fault, worth another attempt."""
 
@@ -371,15 +220,16 @@ class _Run(Generic[T]):
         self.answers: Answers[T] = Answers([])
         self._key = api_key()
         if self._key:
-            # Its traces show the headers of responses, and a server may say the key back in one.
-            logging.getLogger("httpcore").setLevel(logging.INFO)
+            # Their traces show the headers of responses, and a server may say the key back in one.
+            for name in ("httpcore", "httpcore2", "openai"):
+                logging.getLogger(name).setLevel(logging.INFO)
         self._failed_in_a_row = 0
         self._quiet_until = 0.0  # a server that is told to be too busy by one request is so for all
         finished = set()
         for line in read_store(store):
             self.answers.requests += line["requests"]
             self.answers.tokens += line["tokens"]
-            if line["key"] in bodies and line["key"] not in finished and _is_final(line):
+            if line["key"] in bodies and line["key"] not in finished and is_final(line):
                 try:
                     self._settle(line)
                 except ValueError:  # written for another reader of answers
@@ -406,32 +256,35 @@ class _Run(Generic[T]):
     async def work(self, progress: bool) -> None:
         if not self._todo:
             return
-        _mend(self.store)
+        mend(self.store)
+        workers = min(self.endpoint.concurrency, len(self._todo))
         with (
             self.store.open("ab") as self._file,
             tqdm(total=len(self._todo), desc="Asking", unit="request", disable=not progress, file=sys.stderr) as bar,
         ):
-            certificates = httpx.create_ssl_context()  # slow to load: once for all workers
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(min(self.endpoint.concurrency, len(self._todo))):
-                        group.create_task(self._worker(certificates, bar))
-            except BaseExceptionGroup as errors:  # the first of them says why; the others were cancelled by it
-                raise errors.exceptions[0] from None
+            async with self._connect() as self._client:
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        for _ in range(workers):
+                            group.create_task(self._work_off(bar))
+                except BaseExceptionGroup as errors:  # the first of them says why; the others were cancelled by it
+                    raise errors.exceptions[0] from None
 
-    async def _worker(self, certificates: ssl.SSLContext, bar: tqdm) -> None:
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        # A client each: what a request costs in a shared one grows with the square of the open connections (httpcore
-        # 1.0). Without a timeout: the whole attempt has one deadline (below), httpx's own lets a slow trickle go on.
-        async with httpx.AsyncClient(headers=headers, verify=certificates, timeout=None) as client:
-            await self._work_off(client, bar)
+    def _connect(self) -> openai.AsyncOpenAI:
+        import openai
 
-    async def _work_off(self, client: httpx.AsyncClient, bar: tqdm) -> None:
+        # Retries are ours: each attempt counts against the budget. No timeout: the whole attempt has one deadline, the
+        # client's own lets a slow trickle go on.
+        return openai.AsyncOpenAI(
+            base_url=self.endpoint.base_url, api_key=self._key or "none", max_retries=0, timeout=None
+        )
+
+    async def _work_off(self, bar: tqdm) -> None:
         while self._todo:
             key, body = self._todo.popleft()
             line: dict[str, Any] = {"key": key, "content": None, "dropped": None, "requests": 0, "tokens": 0}
             try:
-                await self._answer(client, body, line)
+                await self._answer(body, line)
             except _BudgetSpent:
                 self.answers.left += 1
                 continue
@@ -440,12 +293,12 @@ class _Run(Generic[T]):
                 if line["requests"]:
                     self._file.write(json.dumps(line).encode() + b"\n")
                     self._file.flush()
-            if _is_final(line):
+            if is_final(line):
                 self._settle(line)
             bar.update()
             bar.set_postfix_str(f"{self.answers.tokens} tokens", refresh=False)
 
-    async def _answer(self, client: httpx.AsyncClient, body: dict[str, Any], line: dict[str, Any]) -> None:
+    async def _answer(self, body: dict[str, Any], line: dict[str, Any]) -> None:
         """All attempts of one request; what comes of them is put into its line of the store."""
         failure: _ServerError | None = None
         unreadable = ""
@@ -458,7 +311,7 @@ class _Run(Generic[T]):
             line["requests"] += 1
             failure = None
             try:
-                content, tokens, cut = await self._post(client, body)
+                content, tokens, cut = await self._post(body)
                 self._failed_in_a_row = 0
                 self.answers.tokens += tokens
                 line["tokens"] += tokens
@@ -505,47 +358,54 @@ class _Run(Generic[T]):
             if most is not None and spent >= most:
                 raise _BudgetSpent
 
-    async def _post(self, client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[str, int, bool]:
+    async def _post(self, body: dict[str, Any]) -> tuple[str, int, bool]:
         """One attempt: the model's text, the tokens it took, and whether the limit of tokens cut it off."""
+        import openai
+
+        options = {name: value for name, value in body.items() if name not in ("model", "messages")}
         try:
             async with asyncio.timeout(self.endpoint.timeout):
-                response = await client.post(f"{self.endpoint.base_url.rstrip('/')}/chat/completions", json=body)
+                completion: Any = await self._client.chat.completions.create(
+                    model=body["model"],
+                    messages=cast(Any, body["messages"]),
+                    extra_body=options,
+                    extra_headers={} if self._key else cast(Any, {"Authorization": openai.Omit()}),
+                )
+            choice = completion.choices[0]
+            content = check_unicode(choice.message.content or "")
+            spent = completion.usage and completion.usage.total_tokens
+            tokens = int(spent or (characters(body) + len(content)) // CHARACTERS_PER_TOKEN)
         except TimeoutError:
             raise _ServerError(f"no answer within {self.endpoint.timeout:g} seconds") from None
-        except httpx.RequestError as error:
-            raise _ServerError(self._redact(f"{type(error).__name__}: {error}")) from None
-        if response.status_code != 200:
-            self._raise_for_status(response)
-        try:
-            reply = response.json()
-            choice = reply["choices"][0]
-            content = choice["message"]["content"] or ""
-            content.encode()  # half of a surrogate pair fits into JSON and into no file
-            usage = reply.get("usage") or {}
-            tokens = int(usage.get("total_tokens") or (_characters(body) + len(content)) // CHARACTERS_PER_TOKEN)
-            cut = choice.get("finish_reason") == "length"
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        except openai.APIStatusError as error:
+            raise self._refusal(error) from None
+        except openai.APIConnectionError as error:
+            raise _ServerError(self._redact(first_line(error.__cause__ or error))) from None
+        # What the client does not check: a body that is no JSON, or JSON of another shape.
+        except (openai.OpenAIError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise _ServerError(f"the body is not a chat completion ({type(error).__name__})") from None
         # A short key is the placeholder that local servers ask for ("EMPTY"), and may be a word of the answer.
-        return self._redact(content) if len(self._key or "") >= 12 else content, tokens, cut
+        content = self._redact(content) if len(self._key or "") >= 12 else content
+        return content, tokens, choice.finish_reason == "length"
 
-    def _raise_for_status(self, response: httpx.Response) -> None:
-        status = response.status_code
-        message = self._redact(f"{status} {response.reason_phrase}: {_server_message(response)}")
+    def _refusal(self, error: openai.APIStatusError) -> Exception:
+        """What a status that is no success means: for this attempt, for this request, or for the whole run."""
+        status, reason = error.status_code, error.response.reason_phrase
+        message = self._redact(f"{status} {reason}: {_server_message(error.body)}")
         if status >= 500 or status in _WORTH_A_RETRY:
-            wait = _retry_after(response.headers.get("retry-after", ""))
+            wait = _retry_after(error.response.headers.get("retry-after", ""))
             if wait > self.endpoint.longest_retry_after:
-                raise LLMError(f"the server asks to wait {wait:.0f} seconds: {message}. {self._go_on()}")
+                return LLMError(f"the server asks to wait {wait:.0f} seconds: {message}. {self._go_on()}")
             self._quiet_until = max(self._quiet_until, time.monotonic() + wait)
-            raise _ServerError(message, wait)
+            return _ServerError(message, wait)
         # Before the first answer, all requests are likely to be wrong in the same way.
         if status in _SINGLE_REQUEST_REFUSED and self.values:
             logger.warning("A request was refused and is dropped: %s", message)
-            raise _Refused
+            return _Refused()
         hint = f" Is the key in {' or '.join(KEY_VARIABLES)} the right one?" if status in (401, 403) else ""
         if status in (401, 403) and not self._key:
             hint = f" No key was sent: set {KEY_VARIABLES[0]}."
-        raise LLMError(f"{self.endpoint.base_url} refused: {message}.{hint}")
+        return LLMError(f"{self.endpoint.base_url} refused: {message}.{hint}")
 
     def _go_on(self) -> str:
         return f"The answers so far are in {self.store}; the same command goes on from there."
@@ -554,29 +414,13 @@ class _Run(Generic[T]):
         return text.replace(self._key, "[key]") if self._key else text
 
 
-def _is_final(line: Mapping[str, Any]) -> bool:
-    """Whether a line of the store settles its request; the others only say what failed attempts have cost."""
-    return bool(line["dropped"]) or line["content"] is not None
-
-
-def _mend(store: Path) -> None:
-    """Cuts off half a line at the end, so that the next line does not become a part of it."""
-    if store.exists():
-        content = store.read_bytes()
-        os.truncate(store, content.rfind(b"\n") + 1)
-
-
-def _server_message(response: httpx.Response) -> str:
+def _server_message(body: Any) -> str:
     """What a server says about an error, wherever it says it, on one line."""
-    try:
-        body: Any = response.json()
-        for name in ("error", "message", "detail"):
-            if isinstance(body, dict) and body.get(name):
-                body = body[name]
-        text = body if isinstance(body, str) else json.dumps(body)
-    except (ValueError, RecursionError):
-        text = response.text
-    return " ".join(text.split())[:500] or "(no message)"
+    for name in ("error", "message", "detail"):
+        if isinstance(body, dict) and body.get(name):
+            body = body[name]
+    text = body if isinstance(body, str) else "" if body is None else json.dumps(body)
+    return shorten(text, 500) or "(no message)"
 
 
 def _retry_after(value: str) -> float:
@@ -591,5 +435,6 @@ def _retry_after(value: str) -> float:
         return 0.0
 
 
-def _characters(body: Mapping[str, Any]) -> int:
+def characters(body: Mapping[str, Any]) -> int:
+    """Of all messages of a request."""
     return sum(len(message["content"]) for message in body["messages"])

@@ -13,8 +13,8 @@ the teacher mined. Hidden positives were 36 % of the negatives without a margin,
 0.2, for 4.0, 3.8, 3.8 and 3.7 negatives a query.
 
 Results are cached by the content of records, settings and model; started again with the same command, the sources
-that are done take no time. The output holds records as training.data.records reads them,
-under the same names: training with ``DATA/mined`` as the folder takes them.
+that are done take no time. The output holds records as training.data.records reads them, under
+the same names: training with ``DATA/mined`` as the folder takes them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import sys
 import time
 from collections import defaultdict
@@ -36,6 +35,8 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 
+from searchr3_embed.files import write_json
+from training.data.lines import SKIP_BAD_HELP
 from training.data.overlap import document_key, query_key
 from training.data.reading import load, source_name
 from training.data.records import Record, write_records
@@ -102,10 +103,7 @@ def mine(
     else:
         mined = _mine(records, model, settings, batch_size)
         if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-            partial.write_text(json.dumps(mined, ensure_ascii=False), encoding="utf-8")
-            os.replace(partial, path)
+            write_json(path, mined, indent=None)
     return [
         replace(record, negatives=tuple(dict.fromkeys((*record.negatives, *negatives))))
         for record, negatives in zip(records, mined, strict=True)
@@ -160,8 +158,8 @@ def _digest(records: Sequence[Record], model: SentenceTransformer, settings: Min
     return digest.hexdigest()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``python -m training.prepare.hard_negatives``."""
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m training.prepare.hard_negatives",
         description=__doc__,
@@ -197,6 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=[],
         help="BEIR folders, or folders of them, whose queries are dropped from the records",
     )
+    parser.add_argument("--skip-bad", action="store_true", help=SKIP_BAD_HELP)
     parser.add_argument(
         "--num-negatives", type=int, default=default.num_negatives, help="most a query gets (default: %(default)s)"
     )
@@ -220,30 +219,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--cache", type=Path, default=Path("runs/negatives"), help="folder of earlier results (default: %(default)s)"
     )
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status (2 for input that cannot be used)."""
+    args = arguments().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        settings = MinerSettings(**{name: getattr(arguments, name) for name in asdict(default)})
-        paths = _output_paths(arguments.source, arguments.out)
-        loaded = load(dict.fromkeys(arguments.source, 1.0), arguments.data, exclude=arguments.exclude)
-        model = load_model(parse_model(arguments.model)[0], Settings(), arguments.device)
+        settings = MinerSettings(**{name: getattr(args, name) for name in asdict(MinerSettings())})
+        paths = _output_paths(args.source, args.out)
+        loaded = load(dict.fromkeys(args.source, 1.0), args.data, exclude=args.exclude, skip_bad=args.skip_bad)
+        model = load_model(parse_model(args.model)[0], Settings(), args.device)
         for spec, records in loaded.sources.items():
             started = time.perf_counter()
             logger.info("%s: mining for %d records", spec, len(records))
-            mined = mine(records, model, settings, arguments.cache, arguments.batch_size)
+            mined = mine(records, model, settings, args.cache, args.batch_size)
             write_records(paths[spec], mined)
-            added = sum(len(record.negatives) for record in mined) - sum(len(r.negatives) for r in records)
             logger.info(
                 "%s: %d negatives mined, %d of %d records without any, %.1f s; wrote %s",
                 spec,
-                added,
+                sum(len(record.negatives) for record in mined) - sum(len(record.negatives) for record in records),
                 sum(not record.negatives for record in mined),
                 len(mined),
                 time.perf_counter() - started,
                 paths[spec],
             )
     except (OSError, ValueError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 

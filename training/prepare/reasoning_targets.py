@@ -20,7 +20,8 @@ import argparse
 import dataclasses
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
 
@@ -29,9 +30,11 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from tqdm import tqdm
 
+from training.data.lines import BAD_LINE, SKIP_BAD_HELP
 from training.data.records import Record, read_records, write_records
 from training.evaluate.models import load_embedder
 from training.prepare import chat_client as chat
+from training.prepare import chat_command as command
 
 _WORD = r"(?u)\b[a-z][a-z]{2,}\b"
 # Two words with so many equal first letters count as forms of one word: "symptom" says nothing after "symptoms".
@@ -234,14 +237,14 @@ def arguments() -> argparse.ArgumentParser:
         help="text of a language model behind any OpenAI-compatible chat endpoint",
         description="Asks a language model to enrich each query: concepts, terms, synonyms, related topics. Only the "
         "query is sent.",
-        epilog=chat.HELP,
+        epilog=command.HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for command in (terms, language):
-        command.add_argument(
+    for one in (terms, language):
+        one.add_argument(
             "--data", required=True, type=Path, nargs="+", metavar="FILE", help="records, .jsonl or .jsonl.gz"
         )
-        command.add_argument(
+        one.add_argument(
             "--out",
             required=True,
             type=Path,
@@ -249,9 +252,8 @@ def arguments() -> argparse.ArgumentParser:
             help="the same records with reasoning: a .jsonl or .jsonl.gz file, or for several files a folder, which "
             "gets files of the same names",
         )
-        command.add_argument(
-            "--overwrite", action="store_true", help="replace the reasoning that records hold already"
-        )
+        one.add_argument("--overwrite", action="store_true", help="replace the reasoning that records hold already")
+        one.add_argument("--skip-bad", action="store_true", help=SKIP_BAD_HELP)
     terms.add_argument(
         "--embedder",
         default="none",
@@ -265,49 +267,50 @@ def arguments() -> argparse.ArgumentParser:
     language.add_argument(
         "--system-prompt", type=Path, metavar="FILE", help="another prompt than ours (see --dry-run)"
     )
-    chat.add_arguments(language, temperature=0.7, max_tokens=256)
+    command.add_arguments(language, temperature=0.7, max_tokens=256)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = arguments().parse_args(argv)
-    return chat.guarded(lambda: _terms(args) if args.command == "terms" else _llm(args))
+    return command.guarded(lambda: _terms(args) if args.command == "terms" else _llm(args))
 
 
 def _terms(args: argparse.Namespace) -> int:
     for name, least in (("most_terms", 1), ("neighbours", 1), ("least_support", 0)):
         if (value := getattr(args, name)) < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
-    records = _read(args)
+    files = _read(args)
     chosen = terms_reasoning(
-        records,
+        _joined(files),
         embedder=None if args.embedder == "none" else args.embedder,
         most_terms=args.most_terms,
         neighbours=args.neighbours,
         least_support=args.least_support,
     )
-    _write(args, records, chosen)
+    _write(args, files, chosen)
     return 0
 
 
 def _llm(args: argparse.Namespace) -> int:
-    endpoint, store = chat.endpoint_of(args), chat.store_of(args)
+    endpoint, store = command.endpoint_of(args), command.store_of(args)
     prompt = args.system_prompt.read_text(encoding="utf-8").strip() if args.system_prompt else SYSTEM_PROMPT
-    records = _read(args)
+    files = _read(args)
+    records = _joined(files)
     asked = [record for record in records if args.overwrite or record.reasoning is None]
     if args.dry_run:
-        print(chat.plan(conversations(asked, prompt), endpoint, store))
+        print(command.plan(conversations(asked, prompt), endpoint, store))
         return 0
     answers = chat.ask(conversations(asked, prompt), clean_reasoning, endpoint, store)
     print(answers.summary())
     values = iter(answers.values)
-    _write(args, records, [next(values) if args.overwrite or r.reasoning is None else None for r in records])
-    return chat.BUDGET_SPENT if answers.left else 0
+    _write(args, files, [next(values) if args.overwrite or r.reasoning is None else None for r in records])
+    return command.BUDGET_SPENT if answers.left else 0
 
 
-def _read(args: argparse.Namespace) -> list[Record]:
-    """The records of all files, in order: similar queries may stand in another file.
+def _read(args: argparse.Namespace) -> dict[Path, list[Record]]:
+    """The records by file; bad lines that are skipped are counted.
 
     Raises:
         ValueError: Several files would be written to one.
@@ -317,30 +320,39 @@ def _read(args: argparse.Namespace) -> list[Record]:
         raise ValueError(f"--out {args.out} is one file for {len(names)}; name a folder")
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"--data: several files are called {repeated[0]!r}, and would overwrite each other")
-    return [record for path in args.data for record in read_records(path)]
+    counts: Counter[str] = Counter()
+    files = {path: read_records(path, counts if args.skip_bad else None) for path in args.data}
+    if counts:
+        print(f"left out: {counts[BAD_LINE]} {BAD_LINE}")
+    return files
 
 
-def _write(args: argparse.Namespace, records: Sequence[Record], chosen: Sequence[str | None]) -> None:
+def _joined(files: Mapping[Path, Sequence[Record]]) -> list[Record]:
+    """The records of all files in order: similar queries may stand in another file."""
+    return [record for records in files.values() for record in records]
+
+
+def _write(args: argparse.Namespace, files: Mapping[Path, Sequence[Record]], chosen: Sequence[str | None]) -> None:
     """Writes the records with their reasoning, and says how many have one."""
-    filled = []
-    for record, reasoning in zip(records, chosen, strict=True):
-        if args.overwrite or record.reasoning is None:
-            record = dataclasses.replace(record, reasoning=reasoning)
-        filled.append(record)
+    reasonings = iter(chosen)
+    filled: dict[Path, list[Record]] = {}
+    for path, records in files.items():
+        filled[path] = [
+            dataclasses.replace(record, reasoning=reasoning) if args.overwrite or record.reasoning is None else record
+            for record, reasoning in zip(records, reasonings, strict=False)
+        ]
     if args.out.suffix in (".jsonl", ".gz"):
-        write_records(args.out, filled)
+        write_records(args.out, _joined(filled))
     else:
-        start = 0
-        for path in args.data:
-            end = start + len(read_records(path))
-            write_records(args.out / path.name, filled[start:end])
-            start = end
-    held = 0 if args.overwrite else sum(record.reasoning is not None for record in records)
-    now = sum(record.reasoning is not None for record in filled)
-    empty = sum(record.reasoning == "" for record in filled)
+        for path, records in filled.items():
+            write_records(args.out / path.name, records)
+    before, after = _joined(files), _joined(filled)
+    held = 0 if args.overwrite else sum(record.reasoning is not None for record in before)
+    now = sum(record.reasoning is not None for record in after)
+    empty = sum(record.reasoning == "" for record in after)
     print(
-        f"{args.out}: {len(filled)} records; {now - held} got a reasoning, {held} had one already, "
-        f"{len(filled) - now} have none (only their direct turn is trained), {empty} an empty one (it ends at once)"
+        f"{args.out}: {len(after)} records; {now - held} got a reasoning, {held} had one already, "
+        f"{len(after) - now} have none (only their direct turn is trained), {empty} an empty one (it ends at once)"
     )
 
 

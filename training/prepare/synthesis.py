@@ -15,6 +15,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import itertools
+import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -30,6 +33,7 @@ from training.data.overlap import Guard, document_key, first_of_kind, words
 from training.data.records import Record, clean, stem_of, write_records
 from training.evaluate.models import load_embedder
 from training.prepare import chat_client as chat
+from training.prepare import chat_command as command
 from training.prepare.reasoning_targets import clean_reasoning
 
 if TYPE_CHECKING:
@@ -122,13 +126,31 @@ def conversations(
     return [[system, {"role": "user", "content": " ".join(text.split()[:most_words])}] for text in documents]
 
 
+def first_object(text: str) -> dict[str, Any]:
+    """The first JSON object in a text, whatever stands around it (code fences, a greeting, a second object).
+
+    Raises:
+        ValueError: There is none.
+    """
+    decoder = json.JSONDecoder(strict=False)  # models write line feeds into strings
+    # Not every brace of an endless row of them: each failure costs as much as the text is long.
+    for start in itertools.islice(re.finditer(r"\{", text), 100):
+        try:
+            return decoder.raw_decode(text, start.start())[0]
+        except RecursionError:
+            break
+        except ValueError:
+            continue
+    raise ValueError("no JSON object")
+
+
 def parse_triples(text: str) -> list[Triple]:
     """Reads a model's answer; broken triples beside good ones are left out.
 
     Raises:
         ValueError: There is no JSON object, or no good triple in it.
     """
-    answer = chat.first_object(text)
+    answer = first_object(text)
     items = answer.get("triples", [answer])  # some models leave out the list around a single triple
     triples = []
     for item in items if isinstance(items, list) else []:
@@ -200,7 +222,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training.prepare.synthesis",
         description="\n\n".join([about, *rest]),
-        epilog=f"examples:\n{example}\n\n{chat.HELP}",
+        epilog=f"examples:\n{example}\n\n{command.HELP}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -235,21 +257,21 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--exclude", nargs="+", type=Path, default=[], metavar="DIR", help="BEIR-layout folders of evaluation queries"
     )
-    chat.add_arguments(parser, temperature=0.7, max_tokens=2048)
+    command.add_arguments(parser, temperature=0.7, max_tokens=2048)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = arguments().parse_args(argv)
-    return chat.guarded(lambda: _synthesise(args))
+    return command.guarded(lambda: _synthesise(args))
 
 
 def _synthesise(args: argparse.Namespace) -> int:
     for name in ("limit", "least_words", "most_words", "queries", "negatives"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    endpoint, store = chat.endpoint_of(args), chat.store_of(args)
+    endpoint, store = command.endpoint_of(args), command.store_of(args)
     guard = Guard.of_folders(args.exclude)
     counts: Counter[str] = Counter()
     corpus = read_corpus(args.corpus, args.least_words, counts, counts if args.skip_bad else None)
@@ -257,7 +279,7 @@ def _synthesise(args: argparse.Namespace) -> int:
     prompt = args.system_prompt.read_text(encoding="utf-8").strip() if args.system_prompt else SYSTEM_PROMPT
     asked = conversations(documents, prompt, args.queries, args.negatives, args.reasoning, args.most_words)
     if args.dry_run:
-        print(chat.plan(asked, endpoint, store))
+        print(command.plan(asked, endpoint, store))
         return 0
     # Loaded first, for a wrong name is better told before the money is spent.
     embedder = None if args.embedder == "none" else load_embedder(args.embedder)
@@ -277,7 +299,7 @@ def _synthesise(args: argparse.Namespace) -> int:
         print(f"{args.out}: {len(records)} records with {negatives} negatives from {len(documents)} documents")
     elif not answers.left:
         raise chat.LLMError(f"nothing is left to write; the answers are in {store}")
-    return chat.BUDGET_SPENT if answers.left else 0
+    return command.BUDGET_SPENT if answers.left else 0
 
 
 if __name__ == "__main__":

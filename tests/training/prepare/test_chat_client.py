@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.training.prepare.chat_server import ChatServer, Reply, chat_server
-from training.prepare import chat_client
+from training.prepare import chat_client, chat_command
 from training.prepare.chat_client import Endpoint, LLMError
 
 KEY = "sk-very-secret-0123456789"
@@ -345,7 +345,7 @@ def test_the_key_is_sent_and_reaches_no_log_error_or_file(
             errors += repr(answers) + answers.summary()
         except LLMError as error:
             errors += f"{error!r} {error.__cause__!r} {error.__context__!r}"
-        errors += repr(settings) + chat_client.plan(talk("c"), settings, tmp_path / "a")
+        errors += repr(settings) + chat_command.plan(talk("c"), settings, tmp_path / "a")
     assert set(server.authorizations) == {f"Bearer {KEY}"}
     files = "".join(path.read_text() for path in tmp_path.iterdir())
     captured = capsys.readouterr()
@@ -395,26 +395,8 @@ def test_the_plan_counts_what_is_not_held_and_sends_nothing(tmp_path: Path) -> N
     with chat_server(echo) as server:
         ask(server, ["a"], tmp_path / "a", options={"max_tokens": 50})
         settings = endpoint(server, options={"max_tokens": 50})
-        plan = chat_client.plan(talk("a", "b" * 400, "b" * 400, "c" * 400), settings, tmp_path / "a")
+        plan = chat_command.plan(talk("a", "b" * 400, "b" * 400, "c" * 400), settings, tmp_path / "a")
         assert len(server.bodies) == 1
     assert "4 conversations, 3 distinct, 1 of them answered already: 2 requests to m at http://127" in plan
     assert "about 200 prompt tokens" in plan and "at most 100 tokens of answers" in plan
     assert f"[user]\n{'b' * 400}" in plan and plan.endswith("Nothing was sent.")
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ('{"a": 1}', {"a": 1}),
-        ('```json\n{"a": {"b": [1]}}\n```', {"a": {"b": [1]}}),
-        ('Sure! Here {it} is: {"a": "x\ny"} and {"b": 2}', {"a": "x\ny"}),
-    ],
-)
-def test_the_first_object_is_found_in_whatever_surrounds_it(text: str, value: dict[str, Any]) -> None:
-    assert chat_client.first_object(text) == value
-
-
-@pytest.mark.parametrize("text", ["", "none", '{"a": ', '["a"]', '{"a":' * 100_000, "{" * 100_000])
-def test_no_object_is_an_error(text: str) -> None:
-    with pytest.raises(ValueError, match="no JSON object"):
-        chat_client.first_object(text)

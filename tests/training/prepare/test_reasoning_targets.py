@@ -13,6 +13,7 @@ from tests.training.prepare.chat_server import Reply, chat_server
 from training.data.records import Record, read_records, write_records
 from training.prepare import chat_client
 from training.prepare import reasoning_targets as rs
+from training.prepare.chat_command import BUDGET_SPENT
 
 PACKAGED = str(Path(__file__).parents[3] / "src" / "searchr3_embed" / "weights" / "searchr3-mini")
 
@@ -199,7 +200,7 @@ def test_the_llm_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert "3 requests to m" in (shown := capsys.readouterr().out) and "[system]\nSay something.\n[user]" in shown
         assert not server.bodies and {path.name for path in tmp_path.iterdir()} == {"prompt.txt", "in.jsonl.gz"}
 
-        assert run(*command, "--max-requests", "2", "--concurrency", "1") == chat_client.BUDGET_SPENT
+        assert run(*command, "--max-requests", "2", "--concurrency", "1") == BUDGET_SPENT
         shown = capsys.readouterr().out
         assert "2 answered now" in shown and "1 left" in shown and "2 got a reasoning, 1 had one already" in shown
         assert [r.reasoning for r in read_records(out)] == [

@@ -16,6 +16,7 @@ from training.data.overlap import Guard
 from training.data.records import Record, read_records
 from training.prepare import chat_client
 from training.prepare import synthesis as sy
+from training.prepare.chat_command import BUDGET_SPENT
 from training.prepare.synthesis import Triple
 
 PACKAGED = str(Path(__file__).parents[3] / "src" / "searchr3_embed" / "weights" / "searchr3-mini")
@@ -211,9 +212,9 @@ def test_a_spent_budget_writes_what_there_is(corpus: Path, tmp_path: Path, capsy
     command = ["--corpus", str(corpus), "--out", str(out), "--model", "m", "--embedder", "none", "--concurrency", "1"]
     with chat_server(write) as server:
         command += ["--base-url", server.base_url, "--max-requests"]
-        assert sy.main([*command, "0"]) == chat_client.BUDGET_SPENT
+        assert sy.main([*command, "0"]) == BUDGET_SPENT
         assert not out.exists() and "3 left" in capsys.readouterr().out
-        assert sy.main([*command, "1"]) == chat_client.BUDGET_SPENT
+        assert sy.main([*command, "1"]) == BUDGET_SPENT
     assert [record.query for record in read_records(out)] == ["what carves valleys", "how is a moraine made"]
 
 
@@ -247,3 +248,21 @@ def test_bad_input_is_one_line_and_nothing_is_asked(
         assert not server.bodies
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"a": 1}', {"a": 1}),
+        ('```json\n{"a": {"b": [1]}}\n```', {"a": {"b": [1]}}),
+        ('Sure! Here {it} is: {"a": "x\ny"} and {"b": 2}', {"a": "x\ny"}),
+    ],
+)
+def test_the_first_object_is_found_in_whatever_surrounds_it(text: str, value: dict[str, Any]) -> None:
+    assert sy.first_object(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "none", '{"a": ', '["a"]', '{"a":' * 100_000, "{" * 100_000])
+def test_no_object_is_an_error(text: str) -> None:
+    with pytest.raises(ValueError, match="no JSON object"):
+        sy.first_object(text)
