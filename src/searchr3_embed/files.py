@@ -318,14 +318,22 @@ def _guess(data: bytes) -> str:
 # -------------------------------------------------------------------------------------------------- messages
 
 
-def shorten(text: str, width: int) -> str:
-    """One line of at most ``width`` characters, with three dots where something is missing.
+def printable(text: str) -> str:
+    """The text with everything escaped that a terminal can't show as it is.
 
-    White space becomes single blanks; what can't be printed (control characters, half of a surrogate pair) is escaped.
+    That is control characters, line ends among them, and half surrogate pairs; file names hold both.
     """
-    line = " ".join(text.split())
-    if not line.isprintable():
-        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shorten(text: str, width: int) -> str:
+    """One printable line of at most ``width`` characters, with three dots where something is missing.
+
+    White space becomes single blanks.
+    """
+    line = printable(" ".join(text.split()))
     return line if len(line) <= width else line[: max(0, width - 3)].rstrip() + "..."
 
 

@@ -19,9 +19,8 @@ from searchr3_embed.search.passages import (
     read_file,
     read_folder,
     read_jsonl,
-    split_text,
-    word_count,
 )
+from searchr3_embed.search.splitting import split_text, word_count
 
 MARKDOWN = """\
 Before any heading.

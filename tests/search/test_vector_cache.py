@@ -12,7 +12,7 @@ import torch
 
 from searchr3_embed import ReasoningEmbedder
 from searchr3_embed.search import vector_cache
-from searchr3_embed.search.vector_cache import cached_vectors, default_cache_folder, model_fingerprint, replacing
+from searchr3_embed.search.vector_cache import cached_vectors, default_cache_folder, model_fingerprint
 
 
 class Encoder:

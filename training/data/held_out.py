@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from searchr3_embed.search.vector_cache import replacing
+from searchr3_embed.files import replacing
 from training.data.beir import BeirData, DataError
 from training.data.records import HUB, Record, load, split_held_out, stem_of
 

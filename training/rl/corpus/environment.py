@@ -37,7 +37,7 @@ import numpy as np
 from tqdm import tqdm
 
 from searchr3_embed.conversation import check_texts
-from searchr3_embed.search.vector_cache import replacing
+from searchr3_embed.files import replacing
 from training.rl.corpus.choose_documents import POLICIES, Candidates, rank_impact
 from training.rl.corpus.drift import Drift
 from training.rl.corpus.graph import knn_graph
