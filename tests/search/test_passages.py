@@ -33,7 +33,7 @@ def test_read_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         Passage("sub/b.rst:1", "b.rst", "Plain text."),
     ]
     assert passages[0].content == "Héading\ntext"
-    assert caplog.messages == [f"{tmp_path}: 1 not in UTF-8, some letters may be wrong: latin.TXT"]
+    assert caplog.messages == [f"{tmp_path}: 1 file not in UTF-8, some letters may be wrong: latin.TXT"]
     assert read_folder(tmp_path, suffixes=[".py"])[0].id == "code.py:1"
 
 
@@ -56,12 +56,12 @@ def test_what_can_not_be_read_stops_nothing(tmp_path: Path, caplog: pytest.LogCa
     assert [passage.text for passage in passages] == ["The river flows.", "Still text."]
     assert passages[1].id == "odd \\udcff\\n\\x1b[31m.txt:1" and passages[1].content.isascii()
     (message,) = caplog.messages
-    assert "5 not read: a binary.txt (binary), dangling.md (No such file or directory), loop.md (" in message
+    assert "5 files left out: a binary.txt (binary), dangling.md (No such file or directory), loop.md (" in message
     assert message.endswith(" ...") and "\n" not in message
 
     (tmp_path / "good.txt").unlink()
     Path(os.fsdecode(odd)).unlink()
-    with pytest.raises(CorpusError, match="no text in this folder .*; 5 not read: a binary.txt"):
+    with pytest.raises(CorpusError, match="no text in this folder .*; 5 files left out: a binary.txt"):
         read_folder(tmp_path)
 
 
@@ -71,7 +71,7 @@ def test_a_folder_that_can_not_be_opened_is_counted(tmp_path: Path, caplog: pyte
     (tmp_path / "locked").mkdir(0)
     with caplog.at_level(logging.WARNING):
         assert len(read_folder(tmp_path)) == 1
-    assert "1 not read: locked (Permission denied)" in caplog.text
+    assert "1 file left out: locked (Permission denied)" in caplog.text
 
 
 def test_read_file(tmp_path: Path) -> None:

@@ -161,10 +161,14 @@ def _report(left_out: list[str], guessed: list[str]) -> str:
     """One sentence on what was not read as it should be; empty if there is nothing to say."""
     parts = []
     if left_out:
-        parts.append(f"{len(left_out)} not read: {_first_names(left_out)}")
+        parts.append(f"{_files(left_out)} left out: {_first_names(left_out)}")
     if guessed:
-        parts.append(f"{len(guessed)} not in UTF-8, some letters may be wrong: {_first_names(guessed)}")
+        parts.append(f"{_files(guessed)} not in UTF-8, some letters may be wrong: {_first_names(guessed)}")
     return "; ".join(parts)
+
+
+def _files(names: list[str]) -> str:
+    return f"{len(names)} file{'s' if len(names) > 1 else ''}"
 
 
 def _first_names(names: list[str]) -> str:
