@@ -6,6 +6,7 @@ It imports nothing of ours, so that every part of the package, and the training 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -268,11 +269,19 @@ def read_text(path: str | os.PathLike[str]) -> TextFile:
         OSError: The file can't be read.
         NotTextError: It is no regular file (a pipe would wait for ever), or holds bytes that no text has.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(descriptor, "rb") as file:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise NotTextError("not a regular file") from None
+        raise
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise NotTextError("not a regular file")
-        data = file.read()
+        with open(descriptor, "rb", closefd=False) as file:
+            data = file.read()
+    finally:
+        os.close(descriptor)
     return decode_text(data)
 
 

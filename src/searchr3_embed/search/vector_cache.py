@@ -136,25 +136,18 @@ def cached_vectors(
         {key: text for key, text in zip(keys, texts, strict=True) if key not in rows}.items(),
         key=lambda item: (-len(item[1]), item[0]),
     )
-    unsaved = len(rows) != len(stored)
-    due = time.monotonic() + _FIRST_SAVE
+    keeper = None if path is None else _Keeper(path, identity, unsaved=len(rows) != len(stored))
     try:
         for start in range(0, len(missing), _CHUNK):
             chunk = missing[start : start + _CHUNK]
             rows.update(_encode_chunk(chunk, encode))
-            unsaved = True
             if progress is not None:
                 progress(sum(counts[key] for key, _ in chunk))
-            began = time.monotonic()
-            if path is not None and began >= due:
-                writable = _save(path, identity, rows)
-                unsaved = False
-                # Nineteen parts of the time for encoding at least; no further warning where nothing can be written.
-                ended = time.monotonic()
-                due = ended + max(_SAVE_EVERY, 19 * (ended - began)) if writable else float("inf")
+            if keeper is not None:
+                keeper.added(rows)
     finally:
-        if path is not None and unsaved and due < float("inf"):
-            _save(path, identity, rows)
+        if keeper is not None:
+            keeper.finish(rows)
     vectors = np.stack([rows[key] for key in keys]) if keys else np.zeros((0, 0), dtype=np.float32)
     return CachedVectors(vectors, reused, len(missing), path)
 
@@ -166,6 +159,31 @@ def _encode_chunk(
     if vectors.ndim != 2 or len(vectors) != len(chunk):
         raise ValueError(f"encode must return one vector a text, got shape {vectors.shape} for {len(chunk)}")
     return dict(zip((key for key, _ in chunk), vectors, strict=True))
+
+
+class _Keeper:
+    """Decides when vectors are written to their cache file while more of them are made.
+
+    A process that is killed loses the work of a few seconds, and writing takes a twentieth of the time at most.
+    """
+
+    def __init__(self, path: Path, identity: str, *, unsaved: bool) -> None:
+        self._path, self._identity, self._unsaved = path, identity, unsaved
+        self._due = time.monotonic() + _FIRST_SAVE
+        self._writable = True  # one warning is enough
+
+    def added(self, rows: Mapping[bytes, np.ndarray]) -> None:
+        self._unsaved = True
+        began = time.monotonic()
+        if began >= self._due:
+            self.finish(rows)
+            ended = time.monotonic()
+            self._due = ended + max(_SAVE_EVERY, 19 * (ended - began))
+
+    def finish(self, rows: Mapping[bytes, np.ndarray]) -> None:
+        if self._unsaved and self._writable:
+            self._writable = _save(self._path, self._identity, rows)
+            self._unsaved = False
 
 
 def _text_key(text: str) -> bytes:
