@@ -10,13 +10,11 @@ import errno
 import io
 import json
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 try:
     import fcntl
@@ -92,7 +90,7 @@ def replacing_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
     with _errors_naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(folder)
-        scratch = folder / f".{secrets.token_hex(6)}{_UNFINISHED}"
+        scratch = folder / f".{os.urandom(6).hex()}{_UNFINISHED}"
         scratch.mkdir()
     try:
         lock = _lock(scratch)
@@ -179,7 +177,7 @@ class _NamedFile(io.FileIO):
 def _unfinished_file(target: Path, shown: Path, private: bool) -> tuple[_NamedFile, Path]:
     remove_unfinished(target.parent, target.name)
     while True:
-        temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}{_UNFINISHED}")
+        temporary = target.with_name(f".{target.name[:200]}.{os.urandom(6).hex()}{_UNFINISHED}")
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         descriptor = os.open(temporary, flags, 0o600 if private else 0o666)
         if fcntl is not None:
@@ -247,8 +245,7 @@ class NotTextError(ValueError):
     """A file that holds no text. The message says why and does not name the file."""
 
 
-@dataclass(frozen=True, slots=True)
-class TextFile:
+class TextFile(NamedTuple):
     r"""The text of a file.
 
     Attributes:
