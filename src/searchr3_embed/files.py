@@ -12,14 +12,13 @@ import json
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-try:
+if sys.platform != "win32":  # there, a file that is open can't be deleted: that is lock enough
     import fcntl
-except ImportError:  # Windows, where a file that is open can't be deleted: that is lock enough
-    fcntl = None  # type: ignore[assignment]
 
 _UNFINISHED = ".unfinished"
 
@@ -161,7 +160,7 @@ class _NamedFile(io.FileIO):
         super().__init__(file, "wb")
         self._shown = shown
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> int:
         with _errors_naming(self._shown):
             return super().write(data)
 
@@ -180,7 +179,7 @@ def _unfinished_file(target: Path, shown: Path, private: bool) -> tuple[_NamedFi
         temporary = target.with_name(f".{target.name[:200]}.{os.urandom(6).hex()}{_UNFINISHED}")
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         descriptor = os.open(temporary, flags, 0o600 if private else 0o666)
-        if fcntl is not None:
+        if sys.platform != "win32":
             with contextlib.suppress(OSError):  # some network file systems have no locks
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not temporary.exists():  # another process took it for a remain before it was locked
@@ -198,7 +197,7 @@ def _lock(path: Path) -> int | None:
     Raises:
         OSError: A living process has locked it.
     """
-    if fcntl is None:
+    if sys.platform == "win32":
         return None
     descriptor = os.open(path, os.O_RDONLY)
     try:
