@@ -12,9 +12,9 @@ from typing import Any
 
 from searchr3_embed.engine.cpu.threads import release_helpers
 
-# How long the worker waits for company after the first call: far below the time of one forward pass.
+# How long the worker waits for more calls after the first one: far below the time of one forward pass.
 _GATHER_SECONDS = 0.002
-# The worker ends when it has been idle for so long, so that it never keeps a model alive for nothing.
+# The worker ends after so long without a call, so that it does not keep an unused model in memory.
 _IDLE_SECONDS = 10.0
 
 
@@ -26,7 +26,7 @@ class _Call:
 
 
 class Coalescer:
-    """Runs ``function(key, items)`` on one worker thread, calls with equal keys merged.
+    """Runs ``function(key, items)`` on one worker thread; waiting calls with equal keys become one.
 
     Args:
         function: Takes a key and a list of items, returns one result per item, in order. It is never called from two
@@ -42,10 +42,10 @@ class Coalescer:
     def submit(self, key: Hashable, items: Sequence[Any]) -> concurrent.futures.Future[Sequence[Any]]:
         """Queues a call; the future holds one result per item."""
         future: concurrent.futures.Future[Sequence[Any]] = concurrent.futures.Future()
-        release_helpers()  # who calls waits now, and the worker computes
+        release_helpers()  # the caller only waits from here on: its OpenMP threads would slow the worker's down
         with self._lock:
             if self._worker is not None and not self._worker.is_alive():
-                # A worker that ends says so itself: this one stayed behind in the process that we were forked from.
+                # A worker sets this to None when it ends. This one was lost in a fork: threads are not copied.
                 self._calls, self._worker = queue.SimpleQueue(), None
             self._calls.put(_Call(key, list(items), future))
             if self._worker is None:
@@ -79,7 +79,7 @@ class Coalescer:
     def _run(self, key: Hashable, group: list[_Call]) -> None:
         try:
             results = self._function(key, [item for call in group for item in call.items])
-        except BaseException as error:  # whatever it is belongs to the callers, and the worker must live on
+        except BaseException as error:  # the callers get it, and the worker goes on
             if len(group) == 1:
                 group[0].future.set_exception(error)
             else:

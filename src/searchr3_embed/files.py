@@ -10,18 +10,15 @@ import errno
 import io
 import json
 import os
-import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
-try:
+if sys.platform != "win32":  # there, a file that is open can't be deleted: that is lock enough
     import fcntl
-except ImportError:  # Windows, where a file that is open can't be deleted: that is lock enough
-    fcntl = None  # type: ignore[assignment]
 
 _UNFINISHED = ".unfinished"
 
@@ -92,7 +89,7 @@ def replacing_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
     with _errors_naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(folder)
-        scratch = folder / f".{secrets.token_hex(6)}{_UNFINISHED}"
+        scratch = folder / f".{os.urandom(6).hex()}{_UNFINISHED}"
         scratch.mkdir()
     try:
         lock = _lock(scratch)
@@ -163,7 +160,7 @@ class _NamedFile(io.FileIO):
         super().__init__(file, "wb")
         self._shown = shown
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> int:
         with _errors_naming(self._shown):
             return super().write(data)
 
@@ -179,10 +176,10 @@ class _NamedFile(io.FileIO):
 def _unfinished_file(target: Path, shown: Path, private: bool) -> tuple[_NamedFile, Path]:
     remove_unfinished(target.parent, target.name)
     while True:
-        temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}{_UNFINISHED}")
+        temporary = target.with_name(f".{target.name[:200]}.{os.urandom(6).hex()}{_UNFINISHED}")
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         descriptor = os.open(temporary, flags, 0o600 if private else 0o666)
-        if fcntl is not None:
+        if sys.platform != "win32":
             with contextlib.suppress(OSError):  # some network file systems have no locks
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not temporary.exists():  # another process took it for a remain before it was locked
@@ -200,7 +197,7 @@ def _lock(path: Path) -> int | None:
     Raises:
         OSError: A living process has locked it.
     """
-    if fcntl is None:
+    if sys.platform == "win32":
         return None
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -247,8 +244,7 @@ class NotTextError(ValueError):
     """A file that holds no text. The message says why and does not name the file."""
 
 
-@dataclass(frozen=True, slots=True)
-class TextFile:
+class TextFile(NamedTuple):
     r"""The text of a file.
 
     Attributes:

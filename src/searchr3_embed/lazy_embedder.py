@@ -1,4 +1,4 @@
-"""An embedder that loads on first use: what an adapter holds, so that making, copying and pickling one is cheap."""
+"""An embedder that loads on first use. The integrations hold one, so that making or copying an adapter is cheap."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 class LazyEmbedder:
-    """Loads a ReasoningEmbedder when it is first asked for, once, whichever threads ask.
+    """Loads a ReasoningEmbedder when it is first asked for, and only once, also when several threads ask.
 
-    Copies and pickles leave the weights out and load them again when they need them.
+    Copies and pickles leave the weights out; they load them again at their first use.
     """
 
     def __init__(self) -> None:

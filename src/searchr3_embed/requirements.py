@@ -1,4 +1,4 @@
-"""Says which package is missing or too old, and the command that mends it."""
+"""Checks what an integration needs, and names the command that installs what is missing or too old."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 def check(distribution: str) -> None:
     """Checks that what an installed distribution depends on is there, in a version that it accepts.
 
-    What it depends on is read from its own metadata, so that message and pyproject.toml can't drift apart.
+    The requirements are read from its own metadata, so the message always agrees with its pyproject.toml.
 
     Args:
         distribution: Name of the distribution, such as ``"langchain-searchr3"``.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 
 from searchr3_embed import ReasoningEmbedder
 from searchr3_embed.search import vector_cache
-from searchr3_embed.search.vector_cache import cached_vectors, default_cache_folder, model_fingerprint, replacing
+from searchr3_embed.search.vector_cache import cached_vectors, default_cache_folder, model_fingerprint
 
 
 class Encoder:
@@ -55,7 +57,7 @@ def test_unchanged_input_is_not_encoded_again(tmp_path: Path, encoder: Encoder) 
     assert (first.reused, first.encoded) == (0, 4)
     assert (second.reused, second.encoded) == (4, 0)
     assert sorted(encoder.texts) == sorted(TEXTS)
-    assert [path.name for path in tmp_path.iterdir()] == [second.path.name], "no temporary file stays"
+    assert list(tmp_path.iterdir()) == [second.path], "no temporary file stays"
 
 
 def test_only_what_changed_is_encoded(tmp_path: Path, encoder: Encoder) -> None:
@@ -69,10 +71,12 @@ def test_only_what_changed_is_encoded(tmp_path: Path, encoder: Encoder) -> None:
 
 
 def test_texts_that_are_gone_leave_the_file(tmp_path: Path, encoder: Encoder) -> None:
-    large = run(tmp_path, encoder, [f"text {number}" for number in range(200)]).path.stat().st_size
+    before = run(tmp_path, encoder, [f"text {number}" for number in range(200)]).path
+    assert before is not None
+    large = before.stat().st_size
     result = run(tmp_path, encoder, ["text 7"])
 
-    assert result.encoded == 0
+    assert result.encoded == 0 and result.path is not None
     assert result.path.stat().st_size < large / 4
 
 
@@ -223,27 +227,49 @@ def test_the_fingerprint_tells_models_apart(mini_checkpoint: Path, qwen2_checkpo
     assert model_fingerprint(embedder) != shorter
 
 
-def test_default_folder_follows_the_platform(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(vector_cache.sys, "platform", "linux")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache_folder() == tmp_path / "searchr3"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert default_cache_folder() == Path.home() / ".cache" / "searchr3"
-    monkeypatch.setattr(vector_cache.sys, "platform", "darwin")
-    assert default_cache_folder() == Path.home() / "Library" / "Caches" / "searchr3"
-    monkeypatch.setattr(vector_cache.sys, "platform", "win32")
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
-    assert default_cache_folder() == tmp_path / "searchr3" / "Cache"
+def test_what_a_kill_interrupts_is_kept_too(tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vector_cache, "_CHUNK", 1)
+    monkeypatch.setattr(vector_cache, "_FIRST_SAVE", 0)
+    monkeypatch.setattr(vector_cache, "_SAVE_EVERY", 0)
+    stored: list[int] = []
+
+    def watched(texts: list[str]) -> np.ndarray:
+        for path in tmp_path.glob("*.npz"):
+            with np.load(path) as arrays:
+                stored.append(len(arrays["vectors"]))
+        time.sleep(0.05)
+        return encoder(texts)
+
+    cached_vectors(TEXTS, watched, folder=tmp_path, source="docs", fingerprint="model 1")
+    assert stored and stored == sorted(stored)
+    assert run(tmp_path, encoder, TEXTS).encoded == 0
 
 
-def test_replacing_keeps_the_old_file_when_writing_fails(tmp_path: Path) -> None:
-    target = tmp_path / "file"
-    target.write_text("old")
-    with pytest.raises(RuntimeError), replacing(target) as file:
-        file.write(b"half of the n")
-        raise RuntimeError
-    assert target.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_only_the_owner_reads_what_is_kept(tmp_path: Path, encoder: Encoder) -> None:
+    before = os.umask(0)
+    try:
+        path = run(tmp_path / "cache", encoder, TEXTS).path
+    finally:
+        os.umask(before)
+    assert path is not None
+    assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
 
-    with replacing(target) as file:
-        file.write(b"new")
-    assert target.read_text() == "new" and len(list(tmp_path.iterdir())) == 1
+
+def test_without_a_folder_nothing_is_kept(encoder: Encoder) -> None:
+    result = cached_vectors(TEXTS, encoder, folder=None, source="docs", fingerprint="model 1")
+    np.testing.assert_array_equal(result.vectors, Encoder.expected(TEXTS))
+    assert result.path is None and result.encoded == 4
+
+
+def test_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = default_cache_folder()
+    assert folder is not None and folder.is_absolute() and "searchr3" in folder.parts
+
+    def homeless(*_: object, **__: object) -> Path:
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.setattr(vector_cache.platformdirs, "user_cache_path", homeless)
+    assert default_cache_folder() is None
+    monkeypatch.setattr(vector_cache.platformdirs, "user_cache_path", lambda *_, **__: Path("~/.cache/searchr3"))
+    assert default_cache_folder() is None

@@ -1,4 +1,4 @@
-"""What a bug report needs. Whatever cannot be found out is said to be so; nothing here fails."""
+"""What a bug report needs. What can't be found out is reported as such; nothing here fails."""
 
 from __future__ import annotations
 
@@ -43,9 +43,6 @@ def report(cache_folder: str | None) -> dict[str, dict[str, Any]]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
-    folder = Path(cache_folder) if cache_folder else default_cache_folder()
-    files = list(folder.glob("*.npz")) if folder.is_dir() else []
-    cache = {"folder": str(folder), "files": len(files), "bytes": sum(file.stat().st_size for file in files)}
     system = {
         "python": platform.python_version(),
         "executable": sys.executable,
@@ -58,7 +55,7 @@ def report(cache_folder: str | None) -> dict[str, dict[str, Any]]:
         "versions": versions,
         "torch": _guarded(_torch_report),
         "packaged checkpoint": _guarded(_checkpoint_report),
-        "cache": cache,
+        "cache": _guarded(lambda: _cache_report(cache_folder)),
     }
 
 
@@ -67,6 +64,14 @@ def _guarded(section: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return section()
     except Exception as error:  # a broken installation is what this command is for
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+
+
+def _cache_report(cache_folder: str | None) -> dict[str, Any]:
+    folder = Path(cache_folder) if cache_folder else default_cache_folder()
+    if folder is None:
+        return {"folder": None, "error": "there is no home folder, so vectors are not kept"}
+    files = list(folder.glob("*.npz"))
+    return {"folder": str(folder), "files": len(files), "bytes": sum(file.stat().st_size for file in files)}
 
 
 def _torch_report() -> dict[str, Any]:

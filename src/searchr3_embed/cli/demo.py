@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
-import statistics
 import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from searchr3_embed.search.index import Answer, Hit, PassageIndex
+from searchr3_embed.cli.arguments import add_cache_option, add_model_options
+from searchr3_embed.cli.console import note
+from searchr3_embed.cli.search import indexed
+from searchr3_embed.files import shorten
+
+if TYPE_CHECKING:
+    from searchr3_embed.search.index import Answer, Hit, PassageIndex
+
+SUMMARY = "ask Python's own documentation six everyday questions, with and without reasoning"
+EPILOG = "The first run encodes some thousands of entries; later runs find them in the cache folder."
 
 QUESTIONS = (
     "How do I parse a date string?",
@@ -22,7 +32,23 @@ _WIDEST = 120
 _NARROWEST_SIDE_BY_SIDE = 76
 
 
-def run(index: PassageIndex, *, top_k: int = 5, max_reasoning_tokens: int | None = None) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what this command takes."""
+    add_model_options(parser)
+    add_cache_option(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Index the documentation, then ask."""
+    from searchr3_embed.search import python_docs
+
+    passages = python_docs.read_stdlib()
+    release = python_docs.python_release()
+    note(f"reading the documentation of {release}: {len(passages):,} entries (encoded once, then kept)")
+    ask_all(indexed(args, passages, release, release), max_reasoning_tokens=args.max_reasoning_tokens)
+
+
+def ask_all(index: PassageIndex, *, top_k: int = 5, max_reasoning_tokens: int | None = None) -> None:
     """Ask the questions and print what was thought and found, then a summary.
 
     Args:
@@ -30,6 +56,8 @@ def run(index: PassageIndex, *, top_k: int = 5, max_reasoning_tokens: int | None
         top_k: Hits per question.
         max_reasoning_tokens: Budget of generated tokens, None for the model's default.
     """
+    import statistics  # half the time of --help
+
     width = min(shutil.get_terminal_size((100, 24)).columns, _WIDEST)
     for reason in (True, False):  # the first call of anything pays for what later calls reuse
         index.ask("warm up", reason=reason, max_reasoning_tokens=max_reasoning_tokens)
@@ -38,7 +66,7 @@ def run(index: PassageIndex, *, top_k: int = 5, max_reasoning_tokens: int | None
         thought = index.ask(question, top_k=top_k, max_reasoning_tokens=max_reasoning_tokens)
         direct = index.ask(question, top_k=top_k, reason=False)
         pairs.append((thought, direct))
-        print(f"\n{shorten(f'-- {number}/{len(QUESTIONS)}  {question} ', width).ljust(width, '-')}")
+        print(f"\n{_heading(number, question, width)}")
         print("\n".join(comparison(thought, direct, width)))
     with_reasoning = statistics.median(1000 * thought.embed_seconds for thought, _ in pairs)
     without = statistics.median(1000 * direct.embed_seconds for _, direct in pairs)
@@ -49,6 +77,11 @@ def run(index: PassageIndex, *, top_k: int = 5, max_reasoning_tokens: int | None
         f"median time per question: {with_reasoning:.0f} ms with reasoning, {without:.0f} ms without",
     ):
         print("\n".join(textwrap.wrap(line, width)))
+
+
+def _heading(number: int, question: str, width: int) -> str:
+    start = f"-- {number}/{len(QUESTIONS)}  "
+    return f"{start}{shorten(question, width - len(start) - 1)} ".ljust(width, "-")
 
 
 def comparison(thought: Answer, direct: Answer, width: int) -> list[str]:
@@ -86,11 +119,7 @@ def _hit_lines(hits: Sequence[Hit], elsewhere: set[str], width: int) -> list[str
     lines = []
     for hit in hits:
         mark = " " if hit.passage.id in elsewhere else "*"
-        lines.append(shorten(f"{hit.score:.3f}{mark} {hit.passage.title or hit.passage.id}", width))
-        lines.append(shorten(f"       {hit.summary}", width))
+        name = hit.passage.title or hit.passage.id
+        lines.append(f"{hit.score:.3f}{mark} {shorten(name, width - 7)}")
+        lines.append(f"       {shorten(hit.summary, width - 7)}")
     return lines
-
-
-def shorten(text: str, width: int) -> str:
-    """Cut a line to a width, with three dots where something is missing."""
-    return text if len(text) <= width else text[: max(0, width - 3)].rstrip() + "..."

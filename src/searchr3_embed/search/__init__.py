@@ -1,4 +1,6 @@
-"""A folder or a library into passages, passages into vectors, and a question into hits.
+"""A folder, a file or Python's own documentation into passages, passages into vectors, and a question into hits.
 
-The commands import from here. It uses an embedder that it is given and never loads one.
+``passages`` reads and ``splitting`` cuts, ``python_docs`` is a source of its own, ``vector_cache`` keeps vectors and
+``index`` puts all together. An embedder is given to this folder: it never loads one, and it knows nothing of how one
+works. The commands import from here.
 """

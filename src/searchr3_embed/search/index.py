@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import sys
 import time
@@ -17,6 +18,8 @@ from searchr3_embed.search.vector_cache import cached_vectors, model_fingerprint
 
 if TYPE_CHECKING:
     from searchr3_embed.embedder import Reasoning, ReasoningEmbedder
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +66,7 @@ class PassageIndex:
         reused: How many vectors came from the cache.
         encoded: How many texts were encoded.
         seconds: Time to encode, read and write the cache, and fill the index.
-        cache_file: Where the vectors are kept.
+        cache_file: Where the vectors are kept; None where they are not.
     """
 
     embedder: ReasoningEmbedder
@@ -72,7 +75,7 @@ class PassageIndex:
     reused: int
     encoded: int
     seconds: float
-    cache_file: Path
+    cache_file: Path | None
 
     @property
     def origin(self) -> str:
@@ -113,7 +116,7 @@ def build_index(
     passages: Sequence[Passage],
     *,
     source: str,
-    cache_folder: str | os.PathLike[str],
+    cache_folder: str | os.PathLike[str] | None,
     batch_size: int = 32,
     progress: Callable[[int], object] | None = None,
 ) -> PassageIndex:
@@ -123,11 +126,13 @@ def build_index(
         embedder: The model.
         passages: At least one passage.
         source: What the passages are, see ``cached_vectors``.
-        cache_folder: Where the vectors are kept.
+        cache_folder: Where the vectors are kept; None to keep them nowhere, and say so in the log.
         batch_size: Most passages in one forward pass.
         progress: Called with the number of passages that are ready since the last call.
     """
     start = time.perf_counter()
+    if cache_folder is None:
+        logger.warning("There is no home folder: the document vectors are not kept.")
 
     def encode(texts: list[str]) -> np.ndarray:
         vectors = embedder.encode_document(texts, batch_size=batch_size, show_progress_bar=False)

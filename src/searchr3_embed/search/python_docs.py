@@ -20,16 +20,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import BuiltinFunctionType
 
-from searchr3_embed.search.passages import (
-    MAX_WORDS,
-    CorpusError,
-    Passage,
-    files_below,
-    paragraphs_of,
-    split_paragraph,
-    split_text,
-    word_count,
-)
+from searchr3_embed.search.passages import CorpusError, Passage, files_below
+from searchr3_embed.search.splitting import MAX_WORDS, paragraphs_of, split_paragraph, split_text, word_count
 
 logger = logging.getLogger(__name__)
 

@@ -7,21 +7,24 @@ be read, whatever the reason, is the same as no file.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import os
 import re
-import sys
+import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import platformdirs
+
+from searchr3_embed.files import replacing
 
 if TYPE_CHECKING:
     from searchr3_embed.embedder import ReasoningEmbedder
@@ -32,6 +35,8 @@ _FORMAT = 1
 _KEY_BYTES = 16
 # Texts encoded at a time, between two steps of the progress.
 _CHUNK = 256
+# Seconds until the first vectors are written to the cache, and at least between two writings.
+_FIRST_SAVE, _SAVE_EVERY = 1.0, 5.0
 _PROBE = "Does a probe with CamelCase, naïve 数字 123 and <|embed_token|> read the same?"
 # Values taken from each weight for the fingerprint: training moves all of them, so a sample tells models apart.
 _SAMPLE = 65536
@@ -45,29 +50,26 @@ class CachedVectors:
         vectors: Shape (texts, d), float32, in the order of the texts.
         reused: How many texts were found in the cache.
         encoded: How many different texts had to be encoded.
-        path: The cache file.
+        path: The cache file; None without a cache.
     """
 
     vectors: np.ndarray
     reused: int
     encoded: int
-    path: Path
+    path: Path | None
 
 
-def default_cache_folder() -> Path:
+def default_cache_folder() -> Path | None:
     r"""The folder for this program's caches by the custom of the platform; it need not exist yet.
 
     ``$XDG_CACHE_HOME/searchr3`` (or ``~/.cache/searchr3``) on Linux, ``~/Library/Caches/searchr3`` on macOS,
-    ``%LOCALAPPDATA%\searchr3\Cache`` on Windows.
+    ``%LOCALAPPDATA%\searchr3\Cache`` on Windows. None where the user has no home folder.
     """
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA")
-        return (Path(base) if base else Path.home() / "AppData" / "Local") / "searchr3" / "Cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "searchr3"
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification: a relative path is invalid and to be ignored.
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "searchr3"
+    try:
+        folder = platformdirs.user_cache_path("searchr3", appauthor=False)
+    except RuntimeError:
+        return None
+    return folder if folder.is_absolute() else None  # what older versions of platformdirs return without a home
 
 
 def model_fingerprint(embedder: ReasoningEmbedder) -> str:
@@ -97,7 +99,7 @@ def cached_vectors(
     texts: Sequence[str],
     encode: Callable[[list[str]], np.ndarray],
     *,
-    folder: str | os.PathLike[str],
+    folder: str | os.PathLike[str] | None,
     source: str,
     fingerprint: str,
     settings: Mapping[str, Any] | None = None,
@@ -105,14 +107,15 @@ def cached_vectors(
 ) -> CachedVectors:
     """Return the vectors of texts, encoding those that the cache does not hold.
 
-    What is new is written to the cache at the end, also when the work is interrupted, so that it goes on where it
-    stopped; texts that are gone from the source are dropped. The file is replaced as a whole, never half written. A
-    cache folder that cannot be written costs a warning in the log, not the result.
+    What is new is written to the cache every few seconds and at the end, so that interrupted work goes on about where
+    it stopped; texts that are gone from the source are dropped. The file is replaced as a whole, never half written,
+    and only its owner can read it: vectors tell a lot about their texts. A cache folder that cannot be written costs a
+    warning in the log, not the result.
 
     Args:
         texts: What to embed.
         encode: Turns a list of texts into an array of shape (texts, d).
-        folder: The cache folder; made when missing.
+        folder: The cache folder, made when missing; None to keep nothing.
         source: What the texts are, for example the absolute path of a folder; texts of different sources are kept in
             different files.
         fingerprint: Stands for the model, see ``model_fingerprint``.
@@ -120,37 +123,67 @@ def cached_vectors(
         progress: Called with the number of texts that are ready since the last call.
     """
     identity = json.dumps([_FORMAT, fingerprint, source, settings or {}], sort_keys=True)
-    path = _cache_path(Path(folder), source, identity)
+    path = None if folder is None else _cache_path(Path(folder), source, identity)
     keys = [_text_key(text) for text in texts]
-    known = _load(path, identity)
-    wanted = set(keys)
-    reused = sum(key in known for key in keys)
+    counts = Counter(keys)
+    stored = {} if path is None else _load(path, identity)
+    rows = {key: vector for key, vector in stored.items() if key in counts}
+    reused = sum(counts[key] for key in rows)
     if progress is not None:
         progress(reused)
     # Longest first: batches of similar lengths waste less, and what does not fit in memory shows at once.
     missing = sorted(
-        {key: text for key, text in zip(keys, texts, strict=True) if key not in known}.items(),
+        {key: text for key, text in zip(keys, texts, strict=True) if key not in rows}.items(),
         key=lambda item: (-len(item[1]), item[0]),
     )
-    counts: dict[bytes, int] = {}
-    for key in keys:
-        counts[key] = counts.get(key, 0) + 1
-    fresh: dict[bytes, np.ndarray] = {}
+    keeper = None if path is None else _Keeper(path, identity, unsaved=len(rows) != len(stored))
     try:
         for start in range(0, len(missing), _CHUNK):
             chunk = missing[start : start + _CHUNK]
-            vectors = np.asarray(encode([text for _, text in chunk]), dtype=np.float32)
-            if vectors.ndim != 2 or len(vectors) != len(chunk):
-                raise ValueError(f"encode must return one vector a text, got shape {vectors.shape} for {len(chunk)}")
-            fresh.update(zip((key for key, _ in chunk), vectors, strict=True))
+            rows.update(_encode_chunk(chunk, encode))
             if progress is not None:
                 progress(sum(counts[key] for key, _ in chunk))
+            if keeper is not None:
+                keeper.added(rows)
     finally:
-        rows = {key: vector for key, vector in {**known, **fresh}.items() if key in wanted}
-        if fresh or len(rows) != len(known):
-            _save(path, identity, rows)
+        if keeper is not None:
+            keeper.finish(rows)
     vectors = np.stack([rows[key] for key in keys]) if keys else np.zeros((0, 0), dtype=np.float32)
     return CachedVectors(vectors, reused, len(missing), path)
+
+
+def _encode_chunk(
+    chunk: Sequence[tuple[bytes, str]], encode: Callable[[list[str]], np.ndarray]
+) -> dict[bytes, np.ndarray]:
+    vectors = np.asarray(encode([text for _, text in chunk]), dtype=np.float32)
+    if vectors.ndim != 2 or len(vectors) != len(chunk):
+        raise ValueError(f"encode must return one vector a text, got shape {vectors.shape} for {len(chunk)}")
+    return dict(zip((key for key, _ in chunk), vectors, strict=True))
+
+
+class _Keeper:
+    """Decides when vectors are written to their cache file while more of them are made.
+
+    A process that is killed loses the work of a few seconds, and writing takes a twentieth of the time at most.
+    """
+
+    def __init__(self, path: Path, identity: str, *, unsaved: bool) -> None:
+        self._path, self._identity, self._unsaved = path, identity, unsaved
+        self._due = time.monotonic() + _FIRST_SAVE
+        self._writable = True  # one warning is enough
+
+    def added(self, rows: Mapping[bytes, np.ndarray]) -> None:
+        self._unsaved = True
+        began = time.monotonic()
+        if began >= self._due:
+            self.finish(rows)
+            ended = time.monotonic()
+            self._due = ended + max(_SAVE_EVERY, 19 * (ended - began))
+
+    def finish(self, rows: Mapping[bytes, np.ndarray]) -> None:
+        if self._unsaved and self._writable:
+            self._writable = _save(self._path, self._identity, rows)
+            self._unsaved = False
 
 
 def _text_key(text: str) -> bytes:
@@ -186,32 +219,15 @@ def _load(path: Path, identity: str) -> dict[bytes, np.ndarray]:
     return {key.tobytes(): vector for key, vector in zip(keys, vectors, strict=True)}
 
 
-def _save(path: Path, identity: str, rows: Mapping[bytes, np.ndarray]) -> None:
+def _save(path: Path, identity: str, rows: Mapping[bytes, np.ndarray]) -> bool:
+    """Write the cache file; False, after a warning, if that is not possible."""
     keys = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), _KEY_BYTES)
     vectors = np.stack(list(rows.values())) if rows else np.zeros((0, 0), dtype=np.float32)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with replacing(path, private=True) as file:
             np.savez(file, keys=keys, vectors=vectors, identity=np.array(identity))
     except OSError as error:
         logger.warning("The document vectors cannot be kept in %s: %s.", path.parent, error.strerror or error)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that takes its name only when it is complete.
-
-    Whatever stops the writing, a crash of the machine aside, there is afterwards either the whole new file or what was
-    there before.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        return False
+    return True

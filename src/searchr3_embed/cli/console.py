@@ -1,0 +1,132 @@
+"""Standard input, output and error of the commands, and how errors and warnings read."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from searchr3_embed.cli.arguments import STDIN, CommandError
+
+
+def note(text: str) -> None:
+    """Print what is not a result: to standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def as_json(record: dict[str, Any]) -> str:
+    """One line of JSON that the standard output can show."""
+    return json.dumps(record, ensure_ascii=not writes_utf8(sys.stdout))
+
+
+def writes_utf8(stream: Any) -> bool:
+    """Whether every text can be written to a stream."""
+    return (getattr(stream, "encoding", None) or "").lower().replace("-", "") == "utf8"
+
+
+@contextlib.contextmanager
+def opened(name: str) -> Iterator[io.TextIOBase]:
+    """A UTF-8 text stream over a file or, for ``-``, the standard input, whatever the locale says.
+
+    Raises:
+        CommandError: The standard input is closed.
+        OSError: The file can't be opened.
+    """
+    if name != STDIN:
+        with open(name, encoding="utf-8-sig") as stream:
+            yield stream
+        return
+    if sys.stdin is None or sys.stdin.closed:
+        raise CommandError("standard input is closed")
+    buffer = getattr(sys.stdin, "buffer", None)
+    if buffer is None:  # replaced, as tests and notebooks do
+        yield sys.stdin  # type: ignore[misc]
+        return
+    stream = io.TextIOWrapper(buffer, encoding="utf-8-sig")
+    try:
+        yield stream
+    finally:
+        stream.detach()
+
+
+def questions(words: Sequence[str]) -> Iterator[str]:
+    """The arguments, with every ``-`` replaced by the lines of the standard input, as they come."""
+    for word in words:
+        if word != STDIN:
+            yield word
+            continue
+        with opened(STDIN) as stream:
+            while True:
+                if sys.stdin.isatty():
+                    print("question> ", end="", file=sys.stderr, flush=True)
+                line = stream.readline()
+                if not line:
+                    break
+                if line.strip():
+                    yield line.strip()
+
+
+def one_line(error: BaseException) -> str:
+    """What is printed of an error."""
+    if isinstance(error, OSError) and error.strerror:
+        named = f"{error.filename}: " if error.filename else ""
+        return f"{named}{error.strerror}"
+    if isinstance(error, MemoryError):
+        return "out of memory: try a smaller --batch-size"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def usable_streams() -> Iterator[None]:
+    """Let standard output and error take any character, and nothing where they are closed.
+
+    Python has None for a closed stream, and ``print(file=None)`` prints to the other one.
+    """
+    before = sys.stdout, sys.stderr
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # else the next file that is opened takes its place, and gets what libraries print
+            os.open(os.devnull, os.O_RDWR)
+    with contextlib.ExitStack() as opened_here:
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream is None:
+                setattr(sys, name, opened_here.enter_context(open(os.devnull, "w", encoding="utf-8")))
+            elif isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
+
+
+@contextlib.contextmanager
+def quiet_libraries(verbose: bool) -> Iterator[None]:
+    """Our own warnings as single lines, everybody else's not at all; with --verbose all logs, as they come."""
+    handler = logging.StreamHandler()
+    if verbose:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+        logger, level = logging.getLogger(), logging.INFO
+    else:
+        handler.setFormatter(logging.Formatter("searchr3: warning: %(message)s"))
+        logger, level = logging.getLogger("searchr3_embed"), logging.WARNING
+    before = (logger.level, logger.propagate)
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = verbose
+    try:
+        with warnings.catch_warnings():
+            if not verbose:
+                warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]

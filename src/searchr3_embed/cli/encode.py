@@ -1,0 +1,117 @@
+"""``searchr3 encode``: texts into vectors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from searchr3_embed.cli.arguments import JSONL_SUFFIXES, STDIN, CommandError, add_field_option, add_model_options
+from searchr3_embed.cli.console import note, opened, writes_utf8
+from searchr3_embed.cli.model import load
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from searchr3_embed.search.passages import Passage
+
+SUMMARY = "turn texts into vectors"
+EPILOG = """\
+examples:
+  searchr3 encode texts.txt -o vectors.npy              one text a line, one row a text
+  searchr3 encode corpus.jsonl --as document -o out.jsonl
+  searchr3 encode questions.jsonl --field question --as query -o queries.npy
+  echo "how tall is Everest?" | searchr3 encode - --as query
+
+A .npy output is a float32 array of shape (texts, dimension). A .jsonl output and the standard output hold
+one object a text: {"id": ..., "text": ..., "embedding": [...]} (no id for plain lines)."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what this command takes."""
+    parser.add_argument("input", metavar="INPUT", help="a file with one text a line, a .jsonl file, or - for stdin")
+    parser.add_argument("-o", "--output", metavar="FILE", help="a .npy or .jsonl file (default: JSONL on stdout)")
+    parser.add_argument("--force", action="store_true", help="replace the output if it exists")
+    parser.add_argument(
+        "--as",
+        dest="kind",
+        choices=("query", "document", "text"),
+        default="text",
+        help="what the texts are; the model thinks about queries only, unless told otherwise (default: text)",
+    )
+    parser.add_argument("--format", choices=("lines", "jsonl"), help="format of the input (default: by its name)")
+    add_field_option(parser)
+    add_model_options(parser, reason="think before embedding (default: for --as query)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read, embed, write."""
+    output = Path(args.output) if args.output else None
+    if output is not None:
+        _check_output(output, args.force)
+    passages = _read_input(args.input, args.format, args.field)
+    embedder = load(args.model, device=args.device, verbose=args.verbose)
+    encode = {"query": embedder.encode_query, "document": embedder.encode_document, "text": embedder.encode}[args.kind]
+    vectors = encode(
+        [passage.text for passage in passages],
+        reason=args.reason,
+        batch_size=args.batch_size,
+        max_reasoning_tokens=args.max_reasoning_tokens,
+        show_progress_bar=sys.stderr.isatty(),
+    )
+    if output is None:
+        for line in _embedding_lines(passages, vectors, ascii_only=not writes_utf8(sys.stdout)):
+            print(line)
+        return
+    import numpy as np
+
+    from searchr3_embed.files import replacing
+
+    with replacing(output) as file:
+        if output.suffix.lower() == ".npy":
+            np.save(file, vectors.astype(np.float32, copy=False))
+        else:
+            for line in _embedding_lines(passages, vectors):
+                file.write(line.encode() + b"\n")
+    note(f"{len(vectors):,} vectors of {vectors.shape[1]} numbers in {output}")
+
+
+def _check_output(output: Path, force: bool) -> None:
+    if output.suffix.lower() not in (".npy", *JSONL_SUFFIXES):
+        raise CommandError(f"--output must end in .npy or .jsonl, got {str(output)!r}")
+    if output.is_dir():
+        raise CommandError(f"{output}: is a folder")
+    if output.exists() and not force:
+        raise CommandError(f"{output}: exists already; pass --force to replace it")
+    if not output.absolute().parent.is_dir():
+        raise CommandError(f"{output}: there is no folder {str(output.parent)!r}")
+
+
+def _read_input(name: str, form: str | None, field: str) -> list[Passage]:
+    """The texts to encode, in order: records of a JSONL file, or lines (an empty line is an empty text)."""
+    from searchr3_embed.search.passages import Passage, read_jsonl
+
+    shown = "standard input" if name == STDIN else name
+    if (form or ("jsonl" if Path(name).suffix.lower() in JSONL_SUFFIXES else "lines")) == "jsonl":
+        with opened(name) as stream:
+            return read_jsonl(stream, field=field, name=shown)
+    with opened(name) as stream:
+        try:
+            passages = [Passage("", "", line.rstrip("\r\n")) for line in stream]
+        except UnicodeDecodeError as error:
+            raise CommandError(f"{shown}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    if not passages:
+        raise CommandError(f"{shown}: no text")
+    return passages
+
+
+def _embedding_lines(passages: Sequence[Passage], vectors: np.ndarray, *, ascii_only: bool = False) -> Iterator[str]:
+    for passage, vector in zip(passages, vectors, strict=True):
+        record: dict[str, Any] = {"id": passage.id} if passage.id else {}
+        record["text"] = passage.text
+        # The shortest digits that give the same float32 again; tolist() would print all of a float64.
+        record["embedding"] = [float(str(value)) for value in vector]
+        yield json.dumps(record, ensure_ascii=ascii_only)
