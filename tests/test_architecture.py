@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = {
@@ -91,3 +94,12 @@ def test_no_module_and_no_function_is_too_long() -> None:
                 if (lines := node.end_lineno - node.lineno + 1) > LONGEST_FUNCTION:
                     found.append(f"{name}: {node.name} has {lines} lines")
     assert found == []
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "SECURITY.md"])
+def test_every_path_that_a_page_names_exists(page: str) -> None:
+    """Paths are given from the root; where a file's way is followed, from the package."""
+    named = re.findall(r"`([\w.-]*/[\w./-]*|[\w-]+\.(?:py|md|toml|txt))`", (ROOT / page).read_text(encoding="utf-8"))
+    places = (ROOT, ROOT / "src" / "searchr3_embed")
+    missing = {path for path in named if not any((place / path).exists() for place in places)}
+    assert missing - {"example.py"} == set()  # a file of released checkpoints
