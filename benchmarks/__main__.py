@@ -24,7 +24,7 @@ from benchmarks.memory import ProcessError
 from benchmarks.setting import FULL, QUICK, Setting
 from benchmarks.timing import DisagreementError
 from benchmarks.workloads import WORKLOADS
-from searchr3_embed.checkpoint.loading import CheckpointError
+from searchr3_embed.checkpoint import CheckpointError
 from training.data.beir import DataError
 from training.evaluate.report import environment
 

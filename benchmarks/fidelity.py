@@ -210,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
 
     from searchr3_embed import ReasoningEmbedder
-    from searchr3_embed.checkpoint.loading import CheckpointError
+    from searchr3_embed.checkpoint import CheckpointError
     from training.evaluate.report import environment
 
     try:

@@ -97,9 +97,9 @@ def _run(side: str, folder: Path, texts: list[str], batch_size: int) -> tuple[li
         return None, np.asarray(stock.encode(texts, batch_size=batch_size, show_progress_bar=False)), loaded
     if side == "peer (a), queries":
         from benchmarks.peers import generate_then_embed
-        from searchr3_embed.checkpoint import loading
+        from searchr3_embed.checkpoint import load
 
-        checkpoint = loading.load(folder, name=str(folder), device="cpu", on_truncate="ignore")
+        checkpoint = load.load(folder, name=str(folder), device="cpu", on_truncate="ignore")
         loaded = peak_bytes()
         return *generate_then_embed(checkpoint.model, checkpoint.conversation, texts, batch_size), loaded
     from searchr3_embed import ReasoningEmbedder

@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from searchr3_embed.engine import decode
+from searchr3_embed.engine import decode, forward
 from training.data.beir import DataError, read_beir
 from training.data.records import Record, load
 from training.evaluate.report import environment as machine
@@ -130,7 +130,7 @@ class Policy:
         missing = [text for text in dict.fromkeys(texts) if text not in self.known]
         if missing:
             began = time.perf_counter()
-            states = decode.embed(self.model, [self.turns[text] for text in missing])
+            states = forward.embed(self.model, [self.turns[text] for text in missing])
             self.known.update(zip(missing, F.normalize(states, dim=-1).cpu().numpy(), strict=True))
             self.seconds += time.perf_counter() - began
             self.tokens += sum(len(self.turns[text]) for text in missing)
@@ -535,7 +535,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
 
     from searchr3_embed import ReasoningEmbedder
-    from searchr3_embed.checkpoint.loading import CheckpointError
+    from searchr3_embed.checkpoint import CheckpointError
 
     environments: dict[str, dict[str, Any]] = {}
     for corrected in (True, False) if args.uncorrected else (True,):

@@ -15,8 +15,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from searchr3_embed.conversation import Conversation, Prompts
-from searchr3_embed.engine import decode
+from searchr3_embed.conversation import Conversation
+from searchr3_embed.engine import forward
+from searchr3_embed.prompts import Prompts
 
 SHORTEST, LONGEST = 5, 60
 _SYSTEM_WORDS = "Think about what a passage that answers the question would talk about, and write it down. "
@@ -102,7 +103,7 @@ def _steer(model: Any, embed_id: int, turns: Sequence[Sequence[int]]) -> None:
     head: Any = model.get_output_embeddings().weight
     # The states where the answer begins are nearly the same for all prompts. What sets them apart chooses: each first
     # counter stands for one prompt, and other prompts take that of the nearest.
-    states = decode.embed(model, turns)
+    states = forward.embed(model, turns)
     common = torch.nn.functional.normalize(states.mean(dim=0), dim=0)
     differences = states - states.mean(dim=0)
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchr3_embed import ReasoningEmbedder
-from searchr3_embed.conversation import Conversation, Prompts
+from searchr3_embed.conversation import Conversation
+from searchr3_embed.prompts import Prompts
 
 HARMLESS = "a quiet text"
 HOSTILE = [

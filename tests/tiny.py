@@ -18,7 +18,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from searchr3_embed.conversation import Prompts
+from searchr3_embed.prompts import Prompts
 
 EMBED_TOKEN = "<|embed_token|>"
 # Enough text for the tokenizers to learn some words and many pieces; other words fall back to letters or bytes.

@@ -1,4 +1,4 @@
-"""The chat protocol: texts in, token ids out. Nothing else in the package knows a prompt.
+"""The chat protocol: texts in, token ids out. Nothing else in the package writes a turn.
 
 A *direct* turn is the user's text followed by a fixed answer that ends with the embed token. A *reasoning* turn is the
 user's text followed by the beginning of an answer; the model writes the rest and closes it with the embed token.
@@ -8,89 +8,25 @@ control token in it read as plain text, so that no text can forge a turn or the 
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from searchr3_embed.files import check_unicode, shorten
+from searchr3_embed.prompts import TEXT_SLOT, Prompts
+
 logger = logging.getLogger(__name__)
 
 OnTruncate = Literal["warn", "error", "ignore"]
-
-TEXT_SLOT = "{text}"
-PROMPTS_FILE = "conversation.json"
 
 # Stands for the user's text while a template is rendered; no template changes it, no prompt holds it.
 _SENTINEL = "\u27e6searchr3-user-text\u27e7"
 # A budget that leaves less of the question than this is refused: there would be nothing to reason about.
 _LEAST_TEXT_TOKENS = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompts:
-    """The words of the two turns. They belong to a checkpoint and are saved with it (``conversation.json``).
-
-    Attributes:
-        embed_token: The special token whose last hidden state is the embedding.
-        direct_system: System prompt of the direct turn, or None for the chat template's default.
-        direct_answer: The fixed answer of the direct turn; it ends with ``embed_token``.
-        reasoning_system: System prompt of the reasoning turn, or None for the chat template's default.
-        reasoning_answer: Beginning of the answer that the model continues. ``{text}`` in it repeats the user's text:
-            in a causal model only a second reading of a word sees the whole question.
-        max_reasoning_tokens: Default budget of generated tokens, the embed token not counted.
-        distinct_tokens: Whether a reasoning writes each token at most once: for models that write a list of terms.
-    """
-
-    embed_token: str = "<|embed_token|>"
-    direct_system: str | None = None
-    direct_answer: str = "<|embed_token|>"
-    reasoning_system: str | None = None
-    reasoning_answer: str = ""
-    max_reasoning_tokens: int = 256
-    distinct_tokens: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.direct_answer.endswith(self.embed_token) or self.direct_answer.count(self.embed_token) != 1:
-            raise ValueError(
-                f"direct_answer must hold the embed token {self.embed_token!r} once, at its end, got "
-                f"{self.direct_answer!r}."
-            )
-        if self.embed_token in self.reasoning_answer:
-            raise ValueError(
-                f"reasoning_answer is only the beginning of the model's answer and must not hold the embed token "
-                f"{self.embed_token!r}, got {self.reasoning_answer!r}."
-            )
-        if type(self.max_reasoning_tokens) is not int or self.max_reasoning_tokens < 0:
-            raise ValueError(f"max_reasoning_tokens must be an integer >= 0, got {self.max_reasoning_tokens!r}.")
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Prompts:
-        """Reads ``conversation.json`` from a checkpoint folder.
-
-        Raises:
-            ValueError: The file is not a JSON object with the known fields.
-        """
-        path = Path(folder) / PROMPTS_FILE
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not valid JSON ({error}).") from error
-        known = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(fields, dict) or set(fields) - known:
-            unknown = sorted(set(fields) - known) if isinstance(fields, dict) else type(fields).__name__
-            raise ValueError(f"{path} must be an object with the fields {sorted(known)}, got {unknown}.")
-        return cls(**fields)
-
-    def save(self, folder: str | Path) -> None:
-        """Writes ``conversation.json`` into a checkpoint folder."""
-        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
-        (Path(folder) / PROMPTS_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def check_texts(texts: Sequence[Any]) -> list[str]:
@@ -102,18 +38,11 @@ def check_texts(texts: Sequence[Any]) -> list[str]:
     """
     for position, text in enumerate(texts):
         if not isinstance(text, str):
-            shown = repr(text)
-            shown = shown if len(shown) <= 80 else shown[:77] + "..."
             raise TypeError(
-                f"Item {position} is {shown} of type {type(text).__name__}; each text to embed must be a str."
+                f"Item {position} is {shorten(repr(text), 80)} of type {type(text).__name__}; each text to embed must "
+                "be a str."
             )
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"Item {position} holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, "
-                "which is not valid Unicode text; decode the source with errors='replace', or remove it."
-            ) from None
+        check_unicode(text, f"Item {position}")
     return list(texts)
 
 

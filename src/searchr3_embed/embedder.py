@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
 import inspect
 import json
@@ -20,13 +19,16 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from sentence_transformers.util import get_device_name, truncate_embeddings
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from searchr3_embed.async_batching import Coalescer
-from searchr3_embed.checkpoint import loading
+from searchr3_embed.checkpoint import load, locate, saving
 from searchr3_embed.conversation import Conversation, OnTruncate, check_texts
-from searchr3_embed.engine import decode
+from searchr3_embed.engine import decode, forward
 from searchr3_embed.engine.cpu import kernels
+from searchr3_embed.files import shorten
+from searchr3_embed.models.causal_transformer import CausalTransformer
+from searchr3_embed.reasoning_trace import Reasoning
 
 _REASONING_OPTIONS = ("reason", "max_reasoning_tokens")
 # Async calls that wait together are computed in batches of so many rows, unless they say otherwise: they are what a
@@ -36,30 +38,6 @@ _ROWS_OF_CALLS = 64
 if hasattr(os, "register_at_fork"):
     # A forked child has the model but not OpenMP's threads, and would wait for them forever.
     os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Reasoning:
-    """One text, what the model thought about it, and the embedding that came of it.
-
-    Attributes:
-        text: The text as given.
-        reasoning: What the model wrote, special tokens left out.
-        finish_reason: ``"embed_token"`` if the model closed its reasoning itself; ``"length"`` if the token was
-            appended because the budget was used up or the model ended its turn without it.
-        prompt_tokens: Length of the prompt in tokens, template included.
-        reasoning_tokens: Number of generated tokens, the embed token not counted.
-        reasoning_ids: The generated token ids, the embed token not included.
-        embedding: Float32 array of shape (dimension,).
-    """
-
-    text: str
-    reasoning: str
-    finish_reason: str
-    prompt_tokens: int
-    reasoning_tokens: int
-    reasoning_ids: list[int]
-    embedding: np.ndarray
 
 
 def _with_reasoning_options(stock: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -108,7 +86,7 @@ class ReasoningEmbedder(SentenceTransformer):
 
     def __init__(
         self,
-        model_name_or_path: str | os.PathLike[str] = loading.PACKAGED,
+        model_name_or_path: str | os.PathLike[str] = locate.PACKAGED,
         *,
         device: str | None = None,
         system_prompts: Mapping[str, str] | None = None,
@@ -123,7 +101,7 @@ class ReasoningEmbedder(SentenceTransformer):
             raise ValueError("model_name_or_path must be an alias, a folder or a hub id, got None.")
         find = {name: kwargs.get(name) for name in ("revision", "token", "cache_folder")}
         find["cache_folder"] = find["cache_folder"] or os.getenv("SENTENCE_TRANSFORMERS_HOME")
-        folder = loading.find(model_name_or_path, local_files_only=bool(kwargs.pop("local_files_only", False)), **find)
+        folder = locate.find(model_name_or_path, local_files_only=bool(kwargs.pop("local_files_only", False)), **find)
         for name in ("revision", "token", "cache_folder"):
             kwargs.pop(name, None)
         # Read by _load_modules, which the base class calls when it is ready for it.
@@ -154,7 +132,7 @@ class ReasoningEmbedder(SentenceTransformer):
         if card.is_file():
             vars(self)["_model_card_text"] = card.read_text(encoding="utf-8")
         options = self._load_options
-        checkpoint = loading.load(
+        checkpoint = load.load(
             folder,
             name=options["name"],
             device=options["device"] or get_device_name(),
@@ -165,7 +143,8 @@ class ReasoningEmbedder(SentenceTransformer):
         self.conversation = checkpoint.conversation
         if checkpoint.model.device.type == "cpu":
             kernels.speed_up(checkpoint.model)
-        transformer = CausalTransformer(checkpoint)
+        tokenizer = checkpoint.conversation.direct_turn_tokenizer(checkpoint.tokenizer)
+        transformer = CausalTransformer(checkpoint.model, str(folder), tokenizer)
         modules: list[nn.Module] = [
             transformer,
             Pooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken"),
@@ -325,13 +304,8 @@ class ReasoningEmbedder(SentenceTransformer):
 
     def save(self, path: str, *args: Any, **kwargs: Any) -> None:
         """Writes a folder that the stock ``SentenceTransformer`` loads, direct mode, and this class loads whole."""
-        super().save(path, *args, **kwargs)
-        self.conversation.prompts.save(path)
-        # The base class names our subclass of its Transformer; stock libraries must find their own.
-        listing = Path(path) / "modules.json"
-        modules = json.loads(listing.read_text(encoding="utf-8"))
-        modules[0]["type"] = f"{Transformer.__module__}.{Transformer.__name__}"
-        listing.write_text(json.dumps(modules, indent=2), encoding="utf-8")
+        with saving.whole_folder(path, self.conversation.prompts) as folder:
+            super().save(str(folder), *args, **kwargs)
 
     def _inference(  # type: ignore[override] # the base class of the base class knows no keywords
         self,
@@ -381,7 +355,7 @@ class ReasoningEmbedder(SentenceTransformer):
             else:
                 turns = self.conversation.direct_ids(texts)
                 with tqdm(total=len(turns), desc="Embedding", disable=not show_progress_bar) as bar:
-                    states = decode.embed(self.causal_lm, turns, batch_size=batch_size, progress=bar.update)
+                    states = forward.embed(self.causal_lm, turns, batch_size=batch_size, progress=bar.update)
             embeddings = self._finish(states)
             if truncate_dim is not None:
                 embeddings = truncate_embeddings(embeddings, truncate_dim)
@@ -400,7 +374,7 @@ class ReasoningEmbedder(SentenceTransformer):
                 prompts,
                 embed_token_id=self.conversation.embed_token_id,
                 max_new_tokens=budget,
-                stop_token_ids=_stop_token_ids(self.causal_lm),
+                stop_token_ids=decode.stop_token_ids(self.causal_lm),
                 batch_size=batch_size,
                 distinct=self.conversation.prompts.distinct_tokens,
                 progress=bar.update,
@@ -453,53 +427,11 @@ class ReasoningEmbedder(SentenceTransformer):
         return {**self.__dict__, "_coalescer": None}
 
 
-class CausalTransformer(Transformer):
-    """The stock Transformer module over the backbone of a causal language model that is already loaded.
-
-    The whole language model is kept beside it as ``causal_lm``, so that moving, saving and copying take the head
-    along.
-    """
-
-    def __init__(self, checkpoint: loading.Checkpoint) -> None:
-        # A list, because a Module can't hold another one before it is initialised.
-        self._loaded = [checkpoint.model]
-        # Text only: with a chat template at hand the stock module would offer conversations too, in its own words.
-        text = {"method": "forward", "method_output_name": "last_hidden_state"}
-        super().__init__(str(checkpoint.folder), modality_config={"text": text}, module_output_name="token_embeddings")
-        self.causal_lm = self._loaded.pop()
-        self.processor = checkpoint.conversation.direct_turn_tokenizer(checkpoint.tokenizer)
-
-    def _load_config(self, *args: Any, **kwargs: Any) -> tuple[PretrainedConfig, bool]:
-        return self._loaded[0].config, False
-
-    def _load_model(self, *args: Any, **kwargs: Any) -> PreTrainedModel:
-        return cast(PreTrainedModel, self._loaded[0].base_model)
-
-    @staticmethod
-    def _configure_use_cache(*args: Any, **kwargs: Any) -> None:
-        """Leaves the configuration alone: generation with the saved folder needs its cache."""
-
-    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
-        """Writes the whole language model, head included, and the tokenizer that knows the direct turn."""
-        self.causal_lm.save_pretrained(output_path)
-        self.processor.save_pretrained(output_path)
-        self.save_config(output_path)
-
-
 def _as_texts(inputs: Any) -> list[str]:
     """A text or a sequence of texts as a list, or an error that names what came instead."""
     if isinstance(inputs, str):
         return check_texts([inputs])
     if isinstance(inputs, bytes | bytearray | Mapping | set | frozenset) or not isinstance(inputs, Iterable):
-        shown = repr(inputs)
-        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        shown = shorten(repr(inputs), 80)
         raise TypeError(f"inputs must be a str or a sequence of str, got {shown} of type {type(inputs).__name__}.")
     return check_texts(inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs))
-
-
-def _stop_token_ids(model: PreTrainedModel) -> list[int]:
-    """Tokens that end the model's turn, as its generation settings say."""
-    eos = model.generation_config.eos_token_id if model.generation_config is not None else None
-    if eos is None:
-        return []
-    return list(eos) if isinstance(eos, list | tuple) else [int(eos)]

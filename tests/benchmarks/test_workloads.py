@@ -17,7 +17,7 @@ import benchmarks.__main__ as suite
 from benchmarks import cells, gpu, memory, peers, profiling, steered, timing, workloads
 from benchmarks.setting import Setting, Sizes
 from searchr3_embed import ReasoningEmbedder
-from searchr3_embed.engine import decode
+from searchr3_embed.engine import forward
 from tests.training.evaluate.test_evaluate import write_beir
 
 SIZES = Sizes(
@@ -249,7 +249,7 @@ def test_one_pass_is_faster_than_two(qwen2: ReasoningEmbedder) -> None:
 
     def two() -> None:
         qwen2.reason(TEXTS)
-        decode.embed(qwen2.causal_lm, turns)
+        forward.embed(qwen2.causal_lm, turns)
 
     calls = computed(qwen2, one)[0], computed(qwen2, two)[0]
     assert calls[0] < calls[1]

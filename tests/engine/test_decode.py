@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from searchr3_embed import ReasoningEmbedder
 from searchr3_embed.engine import decode
-from searchr3_embed.engine.decode import Generation, embed, think
+from searchr3_embed.engine import forward as forward_module
+from searchr3_embed.engine.decode import Generation, think
+from searchr3_embed.engine.forward import CausalThinker, embed
+from searchr3_embed.engine.rows import Batch
 
 BUDGET = 14
 
@@ -89,13 +90,13 @@ def test_equal_prompts_and_prompts_that_begin_others(embedder: ReasoningEmbedder
 
 def test_shared_beginning_is_computed_once(embedder: ReasoningEmbedder, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens: list[int] = []
-    plain = decode._forward
+    plain = forward_module.last_hidden_states
 
     def counted(model: PreTrainedModel, ids: torch.Tensor, *rest: object) -> torch.Tensor:
         tokens.append(ids.numel())
         return plain(model, ids, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(decode, "_forward", counted)
+    monkeypatch.setattr(forward_module, "last_hidden_states", counted)
     prompts = [list(range(10, 40)) + [50 + i] for i in range(20)]
     embed(embedder.causal_lm, prompts)
     assert sum(tokens) == 30 + 20
@@ -127,13 +128,13 @@ def test_finished_rows_leave_and_waiting_rows_enter(
 ) -> None:
     """Rows are computed only while they write: far fewer row-steps than batches that wait for their slowest row."""
     row_steps: list[int] = []
-    plain = decode._step
+    plain = CausalThinker.step
 
-    def counted(model: PreTrainedModel, batch: decode._Rows, *rest: Any) -> torch.Tensor:
+    def counted(thinker: CausalThinker, batch: Batch, *rest: Any) -> torch.Tensor:
         row_steps.append(batch.count)
-        return plain(model, batch, *rest)
+        return plain(thinker, batch, *rest)
 
-    monkeypatch.setattr(decode, "_step", counted)
+    monkeypatch.setattr(CausalThinker, "step", counted)
     monkeypatch.setattr(decode, "_FEW_ROWS", 0)
     generations = run(embedder, random_prompts(embedder.causal_lm, 0), batch_size=8)
     assert sum(row_steps) == sum(len(g.ids) + 1 for g in generations)
@@ -164,36 +165,19 @@ def test_reading_ahead_changes_nothing(
                 torch.testing.assert_close(one.state, other.state, atol=1e-4, rtol=1e-4)
 
 
-@given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 12), st.integers(1, 200))
-def test_passes_hold_every_row_once_within_their_limits(lengths: list[int], rows: int, tokens: int) -> None:
-    chunks = decode._chunks([[0] * length for length in lengths], rows, tokens)
-    assert sorted(row for chunk in chunks for row in chunk) == list(range(len(lengths)))
-    for chunk in chunks:
-        longest = max(lengths[row] for row in chunk)
-        assert lengths[chunk[0]] == longest and len(chunk) <= rows
-        assert len(chunk) == 1 or len(chunk) * longest <= tokens
-
-
-def test_a_large_pass_ends_where_rows_become_much_shorter() -> None:
-    turns = [[0] * length for length in [100, 100, 90, 70, 70, 10]]
-    assert decode._chunks(turns, 64, 1000) == [[0, 1, 2], [3, 4, 5]]
-    # Too small a pass takes them along: another one would cost more than the padding.
-    assert decode._chunks(turns, 64, 4000) == [[0, 1, 2, 3, 4, 5]]
-
-
 def test_reading_ahead_never_leaves_the_positions(
     embedder: ReasoningEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row that fills the model to its last position: the place behind it does not exist."""
     limit = embedder.causal_lm.config.max_position_embeddings
     places: list[int] = []
-    plain = decode._forward
+    plain = forward_module.last_hidden_states
 
     def watched(model: PreTrainedModel, ids: torch.Tensor, mask: Any, positions: Any, *rest: Any) -> torch.Tensor:
         places.append(ids.shape[1] - 1 if positions is None else int(positions.max()))
         return plain(model, ids, mask, positions, *rest)
 
-    monkeypatch.setattr(decode, "_forward", watched)
+    monkeypatch.setattr(forward_module, "last_hidden_states", watched)
     prompts = [[5 + i % 7 for i in range(limit - 4)] for _ in range(decode._FEW_ROWS + 2)]
     for row, prompt in enumerate(prompts):
         prompt[-1] = 5 + row
@@ -274,13 +258,13 @@ def test_equal_prompts_are_read_once(
     prompts = random_prompts(embedder.causal_lm, shared, rows=6)
     expected = run(embedder, prompts)
     read: list[int] = []
-    plain = decode._read
+    plain = CausalThinker.read
 
-    def counted(model: PreTrainedModel, bodies: list[list[int]], *rest: object, **options: object) -> torch.Tensor:
-        read.append(len(bodies))
-        return plain(model, bodies, *rest, **options)  # type: ignore[arg-type]
+    def counted(thinker: CausalThinker, prompts: list[list[int]], *rest: Any) -> torch.Tensor:
+        read.append(len(prompts))
+        return plain(thinker, prompts, *rest)
 
-    monkeypatch.setattr(decode, "_read", counted)
+    monkeypatch.setattr(CausalThinker, "read", counted)
     four = [prompt for prompt in prompts for _ in range(4)]
     for position, generation in enumerate(run(embedder, four, batch_size=24)):
         assert generation.ids == expected[position // 4].ids

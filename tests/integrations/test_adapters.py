@@ -22,7 +22,7 @@ from llama_index.embeddings.searchr3 import SearchR3Embedding
 from sentence_transformers import SentenceTransformer
 
 from searchr3_embed import ReasoningEmbedder, requirements
-from searchr3_embed.checkpoint.loading import CheckpointError
+from searchr3_embed.checkpoint import CheckpointError
 from searchr3_embed.cli import main as cli
 
 TEXTS = [

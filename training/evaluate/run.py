@@ -408,7 +408,7 @@ def _model_key(system: System, settings: Settings) -> str:
     """Changes whenever the vectors may: with the model's files, the mode, or the settings."""
     model_folder = Path(system.source)
     if system.kind == "ours":
-        from searchr3_embed.checkpoint.loading import PACKAGED, packaged_folder
+        from searchr3_embed.checkpoint.locate import PACKAGED, packaged_folder
 
         model_folder = packaged_folder() if system.source == PACKAGED else model_folder
     return _hash([asdict(system), _stamp(model_folder), asdict(settings)])

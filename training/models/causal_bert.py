@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, BertLMHeadModel, PreTrainedTokenizerBase
 
-from searchr3_embed.conversation import Conversation, Prompts
+from searchr3_embed.conversation import Conversation
+from searchr3_embed.prompts import Prompts
 from training.evaluate.run import teacher_source
 from training.shared.export import export
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 from trl import GRPOTrainer
 
-from searchr3_embed.engine import decode
+from searchr3_embed.engine.batching import tokens_per_forward
+from searchr3_embed.engine.head import lm_head
 from training.data.beir import BeirData
 from training.rl.rollouts import ENVIRONMENT_FOLDER, Rollouts, exact_rewards
 from training.sft import losses
@@ -82,7 +83,7 @@ class PolicyTrainer(EmbedderRun, GRPOTrainer):
         # The losses of the rollouts' embeddings need the states, which the fused head does not give.
         states = memory_weight > 0 or distil_weight > 0
         own = self.conversation.prompts.distinct_tokens or not fused_head_is_right(bare) or states
-        self.own_head = decode.lm_head(bare) if own else None
+        self.own_head = lm_head(bare) if own else None
         self.add_callback(_Clock(self))
 
     def measure(self, model: PreTrainedModel) -> Mapping[str, float]:
@@ -138,7 +139,7 @@ class PolicyTrainer(EmbedderRun, GRPOTrainer):
                         self.temperature,
                         distinct=self.conversation.prompts.distinct_tokens,
                         # Processes that talk to one another in a forward pass must make equally many.
-                        tokens=decode.tokens_per_forward(model) if self.accelerator.num_processes == 1 else None,
+                        tokens=tokens_per_forward(model.device) if self.accelerator.num_processes == 1 else None,
                         entropy_gradient=self._entropy_bonus_enabled,
                     )
                 )
@@ -238,7 +239,7 @@ class PolicyTrainer(EmbedderRun, GRPOTrainer):
         device = self.accelerator.device
         # Processes that talk to one another in a forward pass must make equally many.
         alone = self.accelerator.num_processes == 1
-        tokens = decode.tokens_per_forward(model) if alone else len(turns) * max(map(len, turns))
+        tokens = tokens_per_forward(model.device) if alone else len(turns) * max(map(len, turns))
         vectors: list[Tensor] = [torch.empty(0)] * len(turns)
         for rows in chunks_by_length(turns, tokens):
             ids = pad([turns[row] for row in rows])[0].to(device)

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from trl.models.utils import unwrap_model_for_generation
 
 from searchr3_embed.conversation import Conversation
-from searchr3_embed.engine import decode
+from searchr3_embed.engine import decode, forward
 from training.data.beir import BeirData, DataError
 from training.data.records import Record, document_key
 from training.rl.corpus.environment import Encode, Environment, EnvironmentSettings
@@ -177,7 +177,7 @@ class Rollouts:
 
         def encode(texts: Sequence[str]) -> np.ndarray:
             bodies = [body[: self.document_length] for body in self.conversation.text_ids(texts)]
-            states = decode.embed(model, self.conversation.direct_turns(bodies))
+            states = forward.embed(model, self.conversation.direct_turns(bodies))
             return F.normalize(states, dim=-1).cpu().numpy()
 
         return encode
@@ -191,7 +191,7 @@ class Rollouts:
             embed_token_id=self.conversation.embed_token_id,
             # The embed token is one of the tokens that the policy chooses.
             max_new_tokens=trainer.max_completion_length - 1,
-            stop_token_ids=dev_scores.stop_tokens(model),
+            stop_token_ids=decode.stop_token_ids(model),
             batch_size=min(len(prompts), self.batch_size),
             distinct=self.conversation.prompts.distinct_tokens,
             temperature=trainer.temperature,
@@ -208,7 +208,7 @@ class Rollouts:
         finished = [is_finished(ids, token) for ids in chosen]
         ids = [row[:-1] if row[-1:] and row[-1] in trainer.eos_token_ids else row for row in chosen]
         turns = [[*prompt, *row, token] for prompt, row in zip(prompts, ids, strict=True)]
-        states = decode.embed(model, turns, batch_size=self.batch_size)
+        states = forward.embed(model, turns, batch_size=self.batch_size)
         return [decode.Generation(*row) for row in zip(ids, finished, states, chosen, odds, strict=True)]
 
     def _judge(

@@ -29,8 +29,9 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config
 
-from searchr3_embed.checkpoint import loading
+from searchr3_embed.checkpoint import locate
 from searchr3_embed.conversation import Conversation, find_embed_token
+from searchr3_embed.engine import decode
 from training.data import records as data_module
 from training.data.beir import beir_folders, read_corpus
 from training.data.records import Record
@@ -38,7 +39,6 @@ from training.rl.config import RLArguments, parse
 from training.rl.policy import PolicyTrainer
 from training.rl.rollouts import Rollouts, Task
 from training.sft.run import FREE, dev_sets, finish, load_base, teacher_function
-from training.shared import dev_scores
 from training.shared.resume import check_same_run, fingerprint, last_checkpoint
 
 logger = logging.getLogger("training.rl")
@@ -136,7 +136,7 @@ def train(args: RLArguments, model_args: ModelConfig) -> Path:
     if not model_args.model_name_or_path:
         raise ValueError("model_name_or_path must name the stage-1 model: a folder or a hub id.")
     out = Path(str(args.output_dir))
-    folder = loading.find(model_args.model_name_or_path, revision=model_args.model_revision)
+    folder = locate.find(model_args.model_name_or_path, revision=model_args.model_revision)
     kwargs = {
         "dtype": getattr(torch, model_args.dtype or "float32"),
         "attn_implementation": model_args.attn_implementation,
@@ -157,7 +157,7 @@ def train(args: RLArguments, model_args: ModelConfig) -> Path:
     # The embed token ends a rollout; what ends a turn of the exported model is none of the trainer's business.
     generation = cast(Any, model.generation_config)
     ends = generation.eos_token_id
-    generation.eos_token_id = [talk.embed_token_id, *dev_scores.stop_tokens(model)]
+    generation.eos_token_id = [talk.embed_token_id, *decode.stop_token_ids(model)]
     processing = copy.deepcopy(tokenizer)
     if processing.eos_token is None:
         processing.eos_token = prompts.embed_token

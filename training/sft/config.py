@@ -44,7 +44,7 @@ class SFTArguments(SFTConfig):
     prompts: dict | str | None = dataclasses.field(
         default=None,
         metadata={
-            "help": "The words of the two turns, see searchr3_embed.conversation.Prompts; default: the base's (ours)."
+            "help": "The words of the two turns, see searchr3_embed.prompts.Prompts; default: the base's (ours)."
         },
     )
     query_length: int = dataclasses.field(default=64, metadata={"help": "Most tokens of a query (ours)."})

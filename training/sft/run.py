@@ -28,8 +28,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config
 
-from searchr3_embed.checkpoint import loading
-from searchr3_embed.conversation import PROMPTS_FILE, Conversation, Prompts
+from searchr3_embed.checkpoint import locate
+from searchr3_embed.conversation import Conversation
+from searchr3_embed.prompts import PROMPTS_FILE, Prompts
 from training.data import records as data_module
 from training.data.beir import BeirData, beir_folders, read_beir
 from training.data.records import Record
@@ -200,7 +201,7 @@ def train(args: SFTArguments, model_args: ModelConfig) -> Path:
     if not model_args.model_name_or_path:
         raise ValueError("model_name_or_path must name the base to train: a folder or a hub id.")
     out = Path(str(args.output_dir))
-    folder = loading.find(model_args.model_name_or_path, revision=model_args.model_revision)
+    folder = locate.find(model_args.model_name_or_path, revision=model_args.model_revision)
     kwargs = {
         "dtype": getattr(torch, model_args.dtype or "float32"),
         "attn_implementation": model_args.attn_implementation,

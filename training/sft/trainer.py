@@ -31,7 +31,6 @@ from searchr3_embed.engine import decode
 from training.data.beir import BeirData
 from training.sft import losses
 from training.sft.batches import Answers, Batch, Turn, View, lay_out
-from training.shared import dev_scores
 from training.shared.padding import chunks_by_length, pad
 from training.shared.resume import EmbedderRun, without_wrapper
 
@@ -203,7 +202,7 @@ class EmbeddingTrainer(EmbedderRun, SFTTrainer):
                 prompts,
                 embed_token_id=self.conversation.embed_token_id,
                 max_new_tokens=self.conversation.default_max_reasoning_tokens,
-                stop_token_ids=dev_scores.stop_tokens(bare),
+                stop_token_ids=decode.stop_token_ids(bare),
                 batch_size=min(len(prompts), 128),
                 distinct=self.conversation.prompts.distinct_tokens,
                 temperature=self.settings.own_temperature,

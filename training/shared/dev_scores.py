@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from searchr3_embed.conversation import Conversation
-from searchr3_embed.engine import decode
+from searchr3_embed.engine import decode, forward
 from training.data.beir import BeirData
 from training.data.records import Record
 from training.evaluate.report import NDCG
@@ -34,12 +33,6 @@ def held_out_set(source: str, records: Sequence[Record]) -> BeirData:
         judged[f"q{i}"] = {number[text]: 1 for text in record.positives if text in number}
     queries = {f"q{i}": record.query for i, record in enumerate(records)}
     return BeirData(source, {identifier: text for text, identifier in number.items()}, queries, judged)
-
-
-def stop_tokens(model: Any) -> list[int]:
-    """Tokens that end a turn according to the model's generation settings."""
-    stops = getattr(model.generation_config, "eos_token_id", None)
-    return [stops] if isinstance(stops, int) else list(stops or [])
 
 
 @torch.no_grad()
@@ -64,16 +57,16 @@ def measure(
     tokens: list[int] = []
     rewards: list[float] = []
     for data in sets:
-        documents = _unit(decode.embed(model, _turns(conversation, list(data.documents.values()), DOCUMENT_TOKENS)))
+        documents = _unit(forward.embed(model, _turns(conversation, list(data.documents.values()), DOCUMENT_TOKENS)))
         texts = list(data.queries.values())
-        queries = _unit(decode.embed(model, _turns(conversation, texts, QUERY_TOKENS)))
+        queries = _unit(forward.embed(model, _turns(conversation, texts, QUERY_TOKENS)))
         bodies = [body[:QUERY_TOKENS] for body in conversation.text_ids(texts)]
         generations = decode.think(
             model,
             conversation.reasoning_turns(bodies),
             embed_token_id=conversation.embed_token_id,
             max_new_tokens=conversation.default_max_reasoning_tokens,
-            stop_token_ids=stop_tokens(model),
+            stop_token_ids=decode.stop_token_ids(model),
             distinct=conversation.prompts.distinct_tokens,
         )
         thoughtful = _unit(torch.stack([generation.state for generation in generations]))

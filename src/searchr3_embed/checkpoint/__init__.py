@@ -1,4 +1,9 @@
-"""A name, a folder or a hub id in; weights, tokenizer and conversation out.
+"""A name, a folder or a hub id in; weights, tokenizer and conversation out; and what saving writes.
 
-The embedder and the commands import from here. It knows files and the hub, and never embeds anything.
+``locate`` finds the folder, ``load`` reads it (``released`` helps with foreign ones), ``saving`` writes one; all of
+them may be imported from outside. It knows files, the hub and transformers' models; it never embeds anything.
 """
+
+
+class CheckpointError(ValueError):
+    """A checkpoint can't be found or used; the message says why and what to do."""

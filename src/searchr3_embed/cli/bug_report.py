@@ -81,12 +81,12 @@ def _torch_report() -> dict[str, Any]:
 
 
 def _checkpoint_report() -> dict[str, Any]:
-    from searchr3_embed.checkpoint import loading
+    from searchr3_embed.checkpoint import load, locate
 
-    folder = loading.packaged_folder()
+    folder = locate.packaged_folder()
     if not (folder / "config.json").is_file():
         return {"folder": str(folder), "error": "missing: this installation has no packaged weights"}
-    report = dict(loading.describe(folder))
+    report = dict(load.describe(folder))
     for weights in sorted(folder.glob("*.safetensors")):
         with open(weights, "rb") as file:
             report[f"sha256 of {weights.name}"] = hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,6 @@
-"""Token ids in, reasoning ids and hidden states out, in one pass: the loop that writes, the batch, the memory of it.
+"""Token ids in; written token ids and hidden states out, in one pass.
 
-Outside, ``decode`` and ``forward`` are imported. Nothing in here knows text, files or the embedder.
+Outside, import ``decode.think`` (writes, then embeds) and ``forward.embed`` (embeds without writing); training, which
+must compute the same, also takes ``head``, ``batching`` and ``decode.stop_token_ids``. It knows tensors, caches and
+transformers' models; it never knows text, files or the embedder.
 """

@@ -1,9 +1,10 @@
-"""The likeliest next token, exactly, without every logit in float32.
+"""The next token: which module gives the logits, and how one token is chosen from a hidden state.
 
-For a few rows, the product with the vocabulary is nothing but reading its weights: for searchr3-mini they are as many
-as those of all layers together. So where the processor multiplies bfloat16 faster, a bfloat16 copy of the weights
-gives rough logits, the best few are computed again in float32, and their winner is proven: what bfloat16 can have
-lost is bounded, and a row in which another token could still win gets all its logits in float32.
+The likeliest token is found exactly, without every logit in float32. For a few rows, the product with the vocabulary
+is nothing but reading its weights: for searchr3-mini they are as many as those of all layers together. So where the
+processor multiplies bfloat16 faster, a bfloat16 copy of the weights gives rough logits, the best few are computed
+again in float32, and their winner is proven: what bfloat16 can have lost is bounded, and a row in which another token
+could still win gets all its logits in float32.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from __future__ import annotations
 import functools
 import logging
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from searchr3_embed.engine.cpu.kernels import OneDnnLinear
 from searchr3_embed.engine.cpu.stopwatch import least_seconds
@@ -30,6 +34,71 @@ _UNIT = 2.0**-8
 _SLACK = 1.01
 # What a faster product must gain, so that no noise explains it.
 _LEAST_GAIN = 1.3
+
+
+class TokenChooser:
+    """Chooses the next token of each row from its hidden state.
+
+    Args:
+        head: Turns hidden states into logits.
+        temperature: 0 takes the likeliest token; above 0 samples from the softmax of the logits divided by it.
+        generator: Random source for sampling.
+        log_probabilities: Whether to tell the log-probabilities of the chosen tokens.
+    """
+
+    def __init__(
+        self,
+        head: Callable[[Tensor], Tensor],
+        *,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+        log_probabilities: bool = False,
+    ) -> None:
+        self.head, self.temperature, self.generator = head, temperature, generator
+        self.log_probabilities = log_probabilities
+        self.before_decoder, self.decoder = split_head(head)
+        self.rough = rough_head(self.decoder) if temperature == 0 and not log_probabilities else None
+
+    def choose(self, states: Tensor, barred: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The next token of each row.
+
+        Args:
+            states: Shape (rows, hidden size).
+            barred: Tokens that may not be chosen, int64 of shape (rows, any number), where -1 stands for none.
+
+        Returns:
+            Token ids, int64 of shape (rows,), and their log-probabilities after barring and temperature, float32 of
+            the same shape; None where they are not wanted.
+        """
+        if self.rough is not None:
+            return self.rough.likeliest(self.decoder, self.before_decoder(states), barred), None
+        logits = self.head(states).float()
+        if barred is not None:
+            bar(logits, barred)
+        if self.temperature > 0:
+            logits = logits / self.temperature
+            odds = torch.softmax(logits, dim=-1)
+            chosen = torch.multinomial(odds, 1, generator=self.generator).squeeze(1)
+        else:
+            chosen = logits.argmax(dim=-1)
+        if not self.log_probabilities:
+            return chosen, None
+        return chosen, logits.log_softmax(dim=-1).gather(1, chosen[:, None]).squeeze(1)
+
+
+def lm_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """The module that turns a hidden state into logits: ``lm_head``, or BERT's ``cls`` with its transform."""
+    for name in ("lm_head", "cls"):
+        head = getattr(model, name, None)
+        if head is not None:
+            return head
+    raise ValueError(f"{type(model).__name__} has no language-modelling head (lm_head or cls), so it can't reason.")
+
+
+def split_head(head: Any) -> tuple[Callable[[Tensor], Tensor], Any]:
+    """A head as what it does before its last layer, and that layer."""
+    predictions = getattr(head, "predictions", None)
+    return (predictions.transform, predictions.decoder) if predictions is not None else (lambda states: states, head)
 
 
 class RoughHead:

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from searchr3_embed.engine import decode
+from searchr3_embed.engine import decode, forward
 from searchr3_embed.engine.cpu import bert_forward, kernels
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
@@ -113,7 +113,7 @@ def test_only_what_is_asked_for_is_computed(
 
     plain = bert_forward.product
     monkeypatch.setattr(bert_forward, "product", count)
-    decode.embed(model, [[5 + i % 50 for i in range(length)] for length in lengths])
+    forward.embed(model, [[5 + i % 50 for i in range(length)] for length in lengths])
     *_, before, last = model.base_model.encoder.layer
     everywhere = [last.attention.self.key, last.attention.self.value]
     only_there = [last.attention.self.query, last.attention.output.dense, last.intermediate.dense, last.output.dense]
@@ -139,7 +139,7 @@ def test_onednn_meets_few_sizes(
     plain = bert_forward.product
     monkeypatch.setattr(bert_forward, "product", watch)
     prompts = [[5 + (i * (row + 3)) % 50 for i in range(length)] for row, length in enumerate(lengths)]
-    decode.embed(model, prompts)
+    forward.embed(model, prompts)
     decode.think(model, prompts, embed_token_id=4, max_new_tokens=3)
     assert len(sizes) > 1
     assert sizes == {kernels.rows_computed(model.base_model.encoder.layer[0].output.dense, n) for n in sizes}

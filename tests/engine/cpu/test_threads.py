@@ -28,7 +28,7 @@ def three_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def threads() -> int:
+def running() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
@@ -39,11 +39,11 @@ def compute() -> torch.Tensor:
 def test_helpers_end_and_come_back() -> None:
     threads.release_helpers()
     threads.release_helpers()  # nothing to release, nothing lost
-    without = threads()
+    without = running()
     first = compute()
-    assert threads() == without + 2
+    assert running() == without + 2
     threads.release_helpers()
-    assert threads() == without
+    assert running() == without
     assert torch.equal(compute(), first)
 
 
@@ -52,19 +52,19 @@ def test_async_calls_leave_no_helpers_behind(mini_checkpoint: Path) -> None:
     texts = ["how is mold removed from walls", "parse a date in python", "is gold a good investment"]
     alone = mini.encode_query(texts)
     threads.release_helpers()
-    before = threads()
+    before = running()
 
     async def together() -> list[torch.Tensor]:
         return await asyncio.gather(*(mini.aencode_query(text, convert_to_tensor=True) for text in texts))
 
     compute()
-    assert threads() == before + 2  # of this thread, which is about to wait
+    assert running() == before + 2  # of this thread, which is about to wait
     found = torch.stack(asyncio.run(together()))
     deadline = 200
-    while threads() > before + 1 and deadline:  # the worker itself stays for a while
+    while running() > before + 1 and deadline:  # the worker itself stays for a while
         asyncio.run(asyncio.sleep(0.01))
         deadline -= 1
-    assert threads() == before + 1
+    assert running() == before + 1
     torch.testing.assert_close(found, torch.from_numpy(alone), atol=1e-5, rtol=0)
 
 
@@ -81,6 +81,6 @@ def test_a_forked_process_does_not_wait_for_helpers_that_it_does_not_have() -> N
 def test_another_openmp_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "_pause", lambda: None)
     compute()
-    before = threads()
+    before = running()
     threads.release_helpers()
-    assert threads() == before
+    assert running() == before

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer
 
 from searchr3_embed import ReasoningEmbedder
-from searchr3_embed.engine import decode
+from searchr3_embed.engine import forward, head
 from tests import tiny
 from tests.training.evaluate.test_evaluate import write_beir
 from tests.training.sft.test_sft import assert_same, plain_qwen2, records, weights
@@ -181,7 +181,7 @@ def test_neither_padding_nor_shared_prompts_change_log_probabilities(
         mask[row, 17 - len(prompt) : 17 + len(answer)] = 1
     with torch.no_grad():
         together, entropy, closing = log_probabilities(
-            model, decode.lm_head(model), ids, mask, 6, 0.8, distinct=False, tokens=tokens
+            model, head.lm_head(model), ids, mask, 6, 0.8, distinct=False, tokens=tokens
         )
         for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1] / 0.8
@@ -191,7 +191,7 @@ def test_neither_padding_nor_shared_prompts_change_log_probabilities(
             spread = -(odds.exp() * odds).sum(-1)
             torch.testing.assert_close(entropy[row, : len(answer)], spread, atol=1e-4, rtol=1e-4)
             assert not together[row, len(answer) :].any() and not entropy[row, len(answer) :].any()
-            alone = decode.embed(model, [prompt + answer])[0]
+            alone = forward.embed(model, [prompt + answer])[0]
             torch.testing.assert_close(closing[row], alone, atol=1e-4, rtol=1e-4)
     assert fused_head_is_right(model) == (name == "qwen2")
 

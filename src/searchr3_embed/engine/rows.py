@@ -1,0 +1,129 @@
+"""Who is in the batch: rows enter behind those that are there, choose their next tokens, and leave when they end."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from searchr3_embed.engine.slots import Slots
+
+
+@dataclasses.dataclass(frozen=True)
+class RowEnd:
+    """What ends a row.
+
+    Attributes:
+        embed_token_id: The token that closes a row; where anything else ends it, this token is put there.
+        stop_token_ids: Tokens that end a turn without the embed token, int64 of shape (any number,).
+        budget: Most tokens that a row writes before the embed token.
+    """
+
+    embed_token_id: int
+    stop_token_ids: Tensor
+    budget: int
+
+
+class Batch:
+    """The rows now being computed: they fill the first ``count`` slots without a gap.
+
+    Args:
+        slots: Where their keys and values are.
+        end: What ends a row.
+        noting: Whether choices and their log-probabilities are kept.
+    """
+
+    def __init__(self, slots: Slots, end: RowEnd, noting: bool) -> None:
+        self.slots, self.end, self.count = slots, end, 0
+        device = end.stop_token_ids.device
+        self.names: list[int] = []
+        self.tokens = torch.zeros(slots.rows, dtype=torch.long, device=device)
+        self.lengths = torch.zeros_like(self.tokens)
+        self.wrote = torch.zeros_like(self.tokens)
+        self.finished = torch.zeros(slots.rows, dtype=torch.bool, device=device)
+        self.written = torch.zeros(slots.rows, end.budget + 1, dtype=torch.long, device=device)
+        # What ends a row may differ from what was chosen, so choices are noted apart.
+        kinds = (torch.long, torch.float32) if noting else ()
+        self.notes = [torch.zeros_like(self.written, dtype=kind) for kind in kinds]
+        self.longest = 0
+
+    def enter(self, names: Sequence[int], lengths: Sequence[int]) -> int:
+        """Adds rows behind those that are there; returns the first slot they take.
+
+        Args:
+            names: Numbers by which the caller knows the rows.
+            lengths: Tokens of each that are read, or about to be: the place where its next token will stand.
+        """
+        first, self.count = self.count, self.count + len(names)
+        self.names += names
+        self.lengths[first : self.count] = torch.tensor(lengths, device=self.lengths.device)
+        self.wrote[first : self.count] = 0
+        self.longest = max(self.longest, *lengths)
+        return first
+
+    def choose(self, chosen: Tensor, first: int, log_probabilities: Tensor | None = None) -> None:
+        """Sets the next token of the rows from ``first`` on; rows that must end get the embed token."""
+        part = slice(first, self.count)
+        places = torch.arange(first, self.count, device=chosen.device)
+        if log_probabilities is not None:
+            for notes, values in zip(self.notes, (chosen, log_probabilities), strict=True):
+                notes[places, self.wrote[part]] = values
+        finished = chosen == self.end.embed_token_id
+        ended = finished | (self.wrote[part] >= self.end.budget)
+        if len(self.end.stop_token_ids):
+            ended |= torch.isin(chosen, self.end.stop_token_ids)
+        tokens = torch.where(ended, self.end.embed_token_id, chosen)
+        self.written[places, self.wrote[part]] = tokens
+        self.tokens[part] = tokens
+        self.finished[part] = finished
+        self.wrote[part] += 1
+
+    def advance(self) -> None:
+        """Notes that the next token of every row was read: the one after it stands one place further."""
+        self.lengths[: self.count] += 1
+        self.longest += 1
+
+    def written_before(self, first: int) -> Tensor:
+        """What the rows from ``first`` on have written, int64 of shape (rows, budget + 1), -1 where nothing is."""
+        part = slice(first, self.count)
+        # What lies beyond a row's end is left from another row.
+        places = torch.arange(self.written.shape[1], device=self.written.device)
+        return torch.where(places < self.wrote[part, None], self.written[part], -1)
+
+    def leaving(self, first: int) -> list[int]:
+        """Slots, from ``first`` on, of the rows that were told to end with the embed token."""
+        ended = self.tokens[first : self.count] == self.end.embed_token_id
+        return (first + ended.nonzero().squeeze(1)).tolist()
+
+    def result(self, place: int) -> tuple[int, list[int], bool]:
+        """Name of a row that ended, what it wrote without the embed token, and whether it ended by itself."""
+        ids = self.written[place, : int(self.wrote[place]) - 1].tolist()
+        return self.names[place], ids, bool(self.finished[place])
+
+    def noted(self, place: int) -> list[Any]:
+        """The choices of a row that ended and their log-probabilities; nothing where none are kept."""
+        return [notes[place, : int(self.wrote[place])].tolist() for notes in self.notes]
+
+    def drop(self, leaving: Sequence[int]) -> Tensor:
+        """Removes rows and moves the last ones into the gaps; returns the former slot of each row that stays."""
+        gone = set(leaving)
+        self.count -= len(leaving)
+        stay = list(range(self.count))
+        movers = [place for place in range(self.count, self.count + len(leaving)) if place not in gone]
+        gaps = [place for place in leaving if place < self.count]
+        for gap, mover in zip(gaps, movers, strict=True):
+            stay[gap] = mover
+            self.names[gap] = self.names[mover]
+        del self.names[self.count :]
+        kept = torch.tensor(stay, dtype=torch.long, device=self.tokens.device)
+        if gaps:
+            source = torch.tensor(movers, device=self.tokens.device)
+            target = torch.tensor(gaps, device=self.tokens.device)
+            for state in (self.tokens, self.lengths, self.wrote, self.finished, self.written, *self.notes):
+                state[target] = state[source]
+            self.slots.move(source, target)
+        self.longest = int(self.lengths[: self.count].max()) if self.count else 0
+        return kept
