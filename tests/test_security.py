@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from searchr3_embed import ReasoningEmbedder
-from searchr3_embed.checkpoint import loading
+from searchr3_embed.checkpoint import CheckpointError, locate
 
 CUSTOM_CODE = """
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_pickled_weights_run_nothing(released_checkpoint: Path, tmp_path: Path) 
     folder = shutil.copytree(released_checkpoint, tmp_path / "pickled")
     (folder / "model.safetensors").unlink()
     torch.save({"model.norm.weight": Bomb(folder)}, folder / "pytorch_model.bin")
-    with pytest.raises(loading.CheckpointError):
+    with pytest.raises(CheckpointError):
         ReasoningEmbedder(str(folder), device="cpu")
     assert not (folder / "was-run").exists()
 
@@ -59,7 +59,7 @@ def test_code_beside_the_weights_is_not_run(
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("builtins.input", no_one_answers)
-    with contextlib.suppress(loading.CheckpointError):
+    with contextlib.suppress(CheckpointError):
         ReasoningEmbedder(str(folder), device="cpu")
     assert not list(tmp_path.rglob("was-run"))
 
@@ -69,5 +69,5 @@ def no_one_answers(question: str = "") -> str:
 
 
 def test_of_a_hub_repository_only_data_is_fetched() -> None:
-    code = [pattern for pattern in loading._DOWNLOADED_FILES if pattern.endswith((".py", ".bin", ".pkl", ".pt"))]
-    assert code == ["example.py"] and "*" not in loading._DOWNLOADED_FILES
+    code = [pattern for pattern in locate._DOWNLOADED_FILES if pattern.endswith((".py", ".bin", ".pkl", ".pt"))]
+    assert code == ["example.py"] and "*" not in locate._DOWNLOADED_FILES

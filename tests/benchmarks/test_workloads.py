@@ -109,7 +109,7 @@ def test_a_failed_memory_job_says_why(tmp_path: Path, monkeypatch: pytest.Monkey
         memory.measure("ours, queries", Path("no-such-folder"), TEXTS[:1], 2, tmp_path, "no-such-python")
     # Fails before it has loaded what a model needs, for the failure is all that is looked at here.
     monkeypatch.setattr(torch, "get_num_threads", lambda: "many")
-    with pytest.raises(memory.ProcessError, match="(?s)ours, queries: .*TypeError: .*set_num_threads"):
+    with pytest.raises(memory.ProcessError, match="(?s)ours, queries: .*RuntimeError: set_num_threads"):
         memory.measure("ours, queries", Path("no-such-folder"), TEXTS[:1], 2, tmp_path)
 
 
