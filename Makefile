@@ -22,17 +22,19 @@ PIP_PROGRESS := sed -n -e '/->/!s/^Collecting \([A-Za-z0-9._-]*\).*/    collecti
 	-e 's/^ *Downloading \(.*[0-9] MB)\).*/    downloading \1/p' \
 	-e 's/^Installing collected packages:.*/    unpacking and compiling/p'
 
-TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# Each test computes on one thread, so two at a time take two cores. "worksteal" leaves the tests of a file together for as
+# long as it can: what they prepare in common (a small training run, say) is then prepared once.
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-all lint bench clean
 # Two pips at work in one environment break it.
 .NOTPARALLEL:
 # A recipe that fails half-way leaves nothing that looks finished.
 .DELETE_ON_ERROR:
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  PYTHON=python3.12    the Python (3.11 or newer) to make .venv with'
 	@echo '  TORCH_INDEX=<url>    package index to take torch from, for example one with CPU builds only'
@@ -42,8 +44,11 @@ help: ## list these targets
 demo: $(VENV)/.stamp-demo ## the packaged model thinks about six questions and finds the answers in Python's own docs
 	@$(BIN)/searchr3 demo
 
-test: $(VENV)/.stamp-dev ## run all tests, offline
-	$(TEST_ENV) $(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.stamp-dev ## run the tests, offline; the heavy ones are left out
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.stamp-dev ## run the heavy tests that make test leaves out, offline
+	$(PYTEST) -m slow $(ARGS)
 
 lint: $(VENV)/.stamp-dev ## check style, formatting and types
 	$(BIN)/ruff check .
@@ -59,7 +64,7 @@ bench: $(if $(DATA),$(VENV)/.stamp-dev) ## time every workload against its peers
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m benchmarks --data "$(DATA)" --out results $(ARGS)
 
 clean: ## remove build outputs and caches; .venv and runs/ stay
-	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests training benchmarks examples integrations -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(BIN)/python:

@@ -28,10 +28,10 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_make_alone_lists_every_target():
     finished = make()
     assert finished.returncode == 0, finished.stderr
-    listed = set(re.findall(r"^  make (\w+) +\S", finished.stdout, flags=re.MULTILINE))
+    listed = set(re.findall(r"^  make ([a-z-]+) +\S", finished.stdout, flags=re.MULTILINE))
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert phony is not None
-    assert listed == set(phony.group(1).split()) == {"help", "demo", "test", "lint", "bench", "clean"}
+    assert listed == set(phony.group(1).split()) == {"help", "demo", "test", "test-all", "lint", "bench", "clean"}
 
 
 def test_missing_environment_is_made_and_torch_goes_first(tmp_path):
@@ -47,6 +47,12 @@ def test_demo_does_not_install_the_extras(tmp_path):
     assert finished.returncode == 0, finished.stderr
     assert "constraints.txt -e . " in finished.stdout
     assert "[dev" not in finished.stdout
+
+
+def test_every_test_runs_in_one_of_two_targets(tmp_path):
+    for target, marked in ("test", '-m "not slow"'), ("test-all", "-m slow"):
+        finished = make("--dry-run", target, f"VENV={tmp_path / 'venv'}", "ARGS=-k engine")
+        assert f"{marked} -k engine\n" in finished.stdout
 
 
 def test_bench_says_what_data_is():

@@ -14,7 +14,10 @@ import pytest
 import searchr3_embed
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("torch", "transformers", "sentence_transformers", "faiss", "numpy")
+HEAVY = (
+    *("torch", "transformers", "sentence_transformers", "tokenizers", "faiss", "numpy"),
+    *("trl", "peft", "datasets", "fastapi", "ray"),
+)
 
 
 def run_python(*arguments: str) -> str:

@@ -151,19 +151,18 @@ def test_finished_rows_leave_and_waiting_rows_enter(
     assert sum(row_steps) == sum(len(g.ids) for g in generations)
 
 
-@pytest.mark.parametrize("limit", [0, 3, 100])
 @pytest.mark.parametrize("prefix", [0, 20])
 def test_reading_ahead_changes_nothing(
-    embedder: ReasoningEmbedder, monkeypatch: pytest.MonkeyPatch, limit: int, prefix: int
+    embedder: ReasoningEmbedder, monkeypatch: pytest.MonkeyPatch, prefix: int
 ) -> None:
     """Whether all, some or no steps read ahead, for rows that end by themselves and for those cut by the budget."""
-    prompts = random_prompts(embedder.causal_lm, prefix)
+    prompts = random_prompts(embedder.causal_lm, prefix, rows=18)
     prompts += prompts[:4]
     for budget in (0, 2, 30):
         monkeypatch.setattr(decode, "_FEW_ROWS", 0)
         expected = run(embedder, prompts, max_new_tokens=budget, batch_size=1, log_probabilities=True)
-        monkeypatch.setattr(decode, "_FEW_ROWS", limit)
-        for size in (1, 5, 64):
+        for limit, size in ((0, 5), (0, 64), (3, 1), (3, 5), (3, 64), (100, 5), (100, 64)):
+            monkeypatch.setattr(decode, "_FEW_ROWS", limit)
             found = run(embedder, prompts, max_new_tokens=budget, batch_size=size, log_probabilities=True)
             for one, other in zip(expected, found, strict=True):
                 assert (one.ids, one.finished, one.chosen) == (other.ids, other.finished, other.chosen)
