@@ -76,8 +76,8 @@ def load(
     _check_arguments(system_prompts, on_truncate)
     _check_files(name, folder)
     try:
-        config = AutoConfig.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for a damaged file
         raise CheckpointError(f"{name!r}: configuration or tokenizer can't be read ({first_line(error)}).") from error
     try:
@@ -160,7 +160,8 @@ def _prompts(
 def _load_model(
     name: object, folder: Path, config: Any, device: str | torch.device, model_kwargs: Mapping[str, Any] | None
 ) -> PreTrainedModel:
-    options = dict(model_kwargs or {})
+    # Said aloud: without it, transformers asks at a terminal whether to run code that stands in the folder.
+    options = {"trust_remote_code": False, **(model_kwargs or {})}
     if "torch_dtype" in options:
         options["dtype"] = options.pop("torch_dtype")
     options.setdefault("dtype", torch.float32 if torch.device(device).type == "cpu" else "auto")

@@ -25,7 +25,12 @@ class CausalTransformer(Transformer):
         self._loaded = [model]
         # Text only: with a chat template at hand the stock module would offer conversations too, in its own words.
         text = {"method": "forward", "method_output_name": "last_hidden_state"}
-        super().__init__(folder, modality_config={"text": text}, module_output_name="token_embeddings")
+        super().__init__(
+            folder,
+            modality_config={"text": text},
+            module_output_name="token_embeddings",
+            processor_kwargs={"trust_remote_code": False},
+        )
         self.causal_lm = self._loaded.pop()
         self.processor = tokenizer
 
