@@ -237,6 +237,7 @@ def test_thinking_computes_little_more_than_it_must(qwen2: ReasoningEmbedder) ->
     assert ours <= 0.5 * peer
 
 
+@pytest.mark.timing
 def test_one_pass_is_faster_than_two(qwen2: ReasoningEmbedder) -> None:
     """Regression guard: thinking and embedding costs less than thinking and then reading it all again."""
     turns = [

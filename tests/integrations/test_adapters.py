@@ -104,6 +104,7 @@ def test_same_text_same_vector_through_every_door(tmp_path: Path) -> None:
         np.testing.assert_allclose(np.load(output), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.timing
 async def test_64_calls_at_once_take_less_than_a_fifth_of_64_in_turn(door: Door, adapter: Any) -> None:
     await door.aquery(adapter, "warm up")
     sequential, concurrent = 0.0, []
@@ -119,6 +120,7 @@ async def test_64_calls_at_once_take_less_than_a_fifth_of_64_in_turn(door: Door,
     assert min(concurrent) < sequential / 5, (concurrent, sequential)
 
 
+@pytest.mark.timing
 async def test_the_event_loop_is_never_blocked_for_50_ms(door: Door, adapter: Any) -> None:
     async def longest_gap() -> float:
         longest = 0.0

@@ -1,5 +1,5 @@
 """Commands that make training records: reasoning targets, hard negatives, cloze questions, synthetic triples.
 
-Each writes files that ``training.data`` reads; ``chat_client``, ``chat_store`` and ``chat_command`` are what those that
-ask a language model share. Nothing outside of this folder imports from it; it knows nothing of training.
+Each writes files that ``training.data`` reads; ``chat_client``, ``chat_store`` and ``chat_command`` are shared
+by those that ask a language model. Nothing outside of this folder imports from it; it knows nothing of training.
 """

@@ -165,7 +165,6 @@ def arguments() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    default = MinerSettings()
     parser.add_argument("--data", type=Path, help="folder in which sources are looked up by name")
     parser.add_argument(
         "--source",
@@ -196,6 +195,18 @@ def arguments() -> argparse.ArgumentParser:
         help="BEIR folders, or folders of them, whose queries are dropped from the records",
     )
     parser.add_argument("--skip-bad", action="store_true", help=SKIP_BAD_HELP)
+    _miner_arguments(parser)
+    parser.add_argument("--batch-size", type=int, default=64, help="texts per forward pass (default: %(default)s)")
+    parser.add_argument("--device", help="where the model runs, for example cuda (default: chosen)")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("runs/negatives"), help="folder of earlier results (default: %(default)s)"
+    )
+    return parser
+
+
+def _miner_arguments(parser: argparse.ArgumentParser) -> None:
+    """What decides which documents become negatives, see :class:`MinerSettings`."""
+    default = MinerSettings()
     parser.add_argument(
         "--num-negatives", type=int, default=default.num_negatives, help="most a query gets (default: %(default)s)"
     )
@@ -214,12 +225,6 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--range-max", type=int, default=default.range_max, help="last rank to look at (default: %(default)s)"
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="texts per forward pass (default: %(default)s)")
-    parser.add_argument("--device", help="where the model runs, for example cuda (default: chosen)")
-    parser.add_argument(
-        "--cache", type=Path, default=Path("runs/negatives"), help="folder of earlier results (default: %(default)s)"
-    )
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
