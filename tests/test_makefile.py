@@ -49,10 +49,14 @@ def test_demo_does_not_install_the_extras(tmp_path):
     assert "[dev" not in finished.stdout
 
 
-def test_every_test_runs_in_one_of_two_targets(tmp_path):
-    for target, marked in ("test", '-m "not slow"'), ("test-all", "-m slow"):
+def test_every_test_runs_once(tmp_path):
+    runs = []
+    for target in "test", "test-all":
         finished = make("--dry-run", target, f"VENV={tmp_path / 'venv'}", "ARGS=-k engine")
-        assert f"{marked} -k engine\n" in finished.stdout
+        runs += re.findall(r'-m ("[^"]*"|slow) -k engine', finished.stdout)
+    kinds = [{"slow": slow, "timing": timing} for slow in (False, True) for timing in (False, True)]
+    for kind in kinds:
+        assert sum(bool(eval(marks.strip('"'), {}, kind)) for marks in runs) == 1, (kind, runs)
 
 
 def test_bench_says_what_data_is():
