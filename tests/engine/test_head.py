@@ -59,7 +59,7 @@ def test_the_winner_is_that_of_full_logits(seed: int, vocabulary: int, rows: int
     assert got.tolist() == winners(decoder, states, barred).tolist()
 
 
-def test_tokens_that_bfloat16_cannot_tell_apart_are_told_apart(counted: list[int]) -> None:
+def test_tokens_that_eight_bits_cannot_tell_apart_are_told_apart(counted: list[int]) -> None:
     decoder = layer(500, 64, bias=False)
     states = torch.randn(8, 64)
     with torch.no_grad():
@@ -90,7 +90,7 @@ def test_clear_winners_need_no_full_logits(counted: list[int]) -> None:
 
 
 def test_a_copy_is_kept_until_the_weights_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "bfloat16_is_faster", lambda: True)
+    monkeypatch.setattr(head, "int8_is_faster", lambda: True)
     decoder = layer(50, 8)
     first = head.rough_head(decoder)
     assert first is not None and head.rough_head(decoder) is first
@@ -109,24 +109,32 @@ def test_a_copy_is_kept_until_the_weights_change(monkeypatch: pytest.MonkeyPatch
     ids=["float64", "bfloat16", "subclass", "no layer"],
 )
 def test_other_heads_are_left_alone(decoder: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "bfloat16_is_faster", lambda: True)
+    monkeypatch.setattr(head, "int8_is_faster", lambda: True)
     assert head.rough_head(decoder) is None
 
 
 def test_autocast_and_large_heads_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "bfloat16_is_faster", lambda: True)
+    monkeypatch.setattr(head, "int8_is_faster", lambda: True)
     decoder = layer(50, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert head.rough_head(decoder) is None
-    monkeypatch.setattr(head, "_LARGEST_COPY_BYTES", 799)
+    monkeypatch.setattr(head, "_LARGEST_COPY_BYTES", 399)
     assert head.rough_head(decoder) is None
+
+
+def test_a_product_that_overflows_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = head.RoughHead.most
+    monkeypatch.setattr(head.RoughHead, "most", lambda self, states: inner(self, states).clamp(max=200))
+    monkeypatch.setattr(head, "least_seconds", lambda call: pytest.fail("timed"))
+    assert head.int8_is_faster.__wrapped__() is False
 
 
 @pytest.mark.parametrize("seconds", [[1.0, 1.0], [1.0, 0.5]])
 def test_it_is_used_where_it_is_faster(monkeypatch: pytest.MonkeyPatch, seconds: list[float]) -> None:
     times = iter(seconds)
     monkeypatch.setattr(head, "least_seconds", lambda call: next(times))
-    assert head.bfloat16_is_faster.__wrapped__() is (seconds[1] < seconds[0])
+    with torch.inference_mode():  # as the engine asks
+        assert head.int8_is_faster.__wrapped__() is (seconds[1] < seconds[0])
 
 
 @pytest.mark.parametrize("checkpoint", ["mini_checkpoint", "qwen2_checkpoint"])
@@ -140,7 +148,7 @@ def test_the_engine_writes_the_same_either_way(
     monkeypatch.setattr(head.RoughHead, "likeliest", lambda self, *args: asked.append(1) or inner(self, *args))
     results = {}
     for used in (False, True):
-        monkeypatch.setattr(head, "bfloat16_is_faster", lambda used=used: used)
+        monkeypatch.setattr(head, "int8_is_faster", lambda used=used: used)
         results[used] = embedder.reason(texts, max_reasoning_tokens=12)
         assert bool(asked) is used
     for plain, rough in zip(results[False], results[True], strict=True):

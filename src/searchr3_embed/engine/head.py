@@ -1,10 +1,10 @@
 """The next token: which module gives the logits, and how one token is chosen from a hidden state.
 
 The likeliest token is found exactly, without every logit in float32. For a few rows, the product with the vocabulary
-is nothing but reading its weights: for searchr3-mini they are as many as those of all layers together. So where the
-processor multiplies bfloat16 faster, a bfloat16 copy of the weights gives rough logits, the best few are computed
-again in float32, and their winner is proven: what bfloat16 can have lost is bounded, and a row in which another token
-could still win gets all its logits in float32.
+is nothing but reading its weights, which may be as many as those of all layers together; for many rows it is as much
+work as a layer or two. So where the processor multiplies 8-bit integers faster, an 8-bit copy of the weights tells
+what each logit is at most, the best few are computed in float32, and their winner is proven: a row in which another
+token could still win gets all its logits in float32.
 """
 
 from __future__ import annotations
@@ -19,19 +19,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from searchr3_embed.engine.cpu.kernels import OneDnnLinear
+from searchr3_embed.engine.cpu.kernels import OneDnnLinear, few_sizes
 from searchr3_embed.engine.cpu.stopwatch import least_seconds
 
 logger = logging.getLogger(__name__)
 
-# How many of the best rough logits are computed again.
+# How many of the best are computed in float32.
 _CANDIDATES = 16
 # A larger copy takes too much memory for what it saves.
 _LARGEST_COPY_BYTES = 1 << 26
-# The largest relative error of rounding to bfloat16, which keeps 8 bits.
-_UNIT = 2.0**-8
-# A little more than the bound, for the rounding of float32 itself.
-_SLACK = 1.01
+# Of the lengths of weights and state: the rounding of float32 itself, generously.
+_FLOAT_ERROR = 1e-5
 # A gain below this may be noise.
 _LEAST_GAIN = 1.3
 
@@ -102,17 +100,50 @@ def split_head(head: Any) -> tuple[Callable[[Tensor], Tensor], Any]:
 
 
 class RoughHead:
-    """A bfloat16 copy of the last layer of a language-modelling head.
+    """An 8-bit copy of the last layer of a language-modelling head, each token's weights with a scale of their own.
 
     Args:
         decoder: The layer; its weights are float32, of shape (vocabulary, hidden size).
     """
 
     def __init__(self, decoder: nn.Linear) -> None:
-        self.weight = decoder.weight.detach().bfloat16()
-        self.bias = None if decoder.bias is None else decoder.bias.detach()
-        self.longest = float(decoder.weight.detach().norm(dim=1).max())
+        weight = decoder.weight.detach()
+        self.scales = (weight.abs().amax(dim=1) / 127).clamp_(min=torch.finfo(torch.float32).tiny)
+        rounded = (weight / self.scales[:, None]).round_()
+        self.packed = torch.ops.onednn.qlinear_prepack(rounded.to(torch.int8), None)
+        self.zeros = torch.zeros(len(weight), dtype=torch.int32)
+        rounded *= self.scales[:, None]
+        lengths = rounded.norm(dim=1)
+        # By row: the bias, and what a unit of the state's length and of its rounding can add to a logit.
+        self.terms = torch.stack(
+            [
+                torch.zeros_like(lengths) if decoder.bias is None else decoder.bias.detach(),
+                rounded.sub_(weight).norm(dim=1) + _FLOAT_ERROR * lengths,
+                lengths,
+            ]
+        )
         self.version = _version(decoder)
+
+    def most(self, states: Tensor) -> Tensor:
+        """What each logit is at most.
+
+        Args:
+            states: What the layer takes, float32 of shape (rows, hidden size).
+
+        Returns:
+            Shape (rows, vocabulary).
+        """
+        scale = float(states.abs().max()) / 127
+        levels = (states / scale).round_()
+        missing = few_sizes(len(states)) - len(states)
+        shifted = nn.functional.pad(levels + 128, (0, 0, 0, missing)).to(torch.uint8)
+        products = torch.ops.onednn.qlinear_pointwise(
+            shifted, scale, 128, self.packed, self.scales, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )[: len(states)]
+        # The integers are summed exactly, and the sum of |w_i h_i| is at most |w| |h| (Cauchy-Schwarz).
+        lost = (levels.mul_(scale) - states).norm(dim=-1)
+        lengths = states.norm(dim=-1)
+        return products.addmm_(torch.stack([torch.ones_like(lost), lengths, lost], dim=1), self.terms)
 
     @torch.no_grad()
     def likeliest(self, decoder: nn.Linear, states: Tensor, barred: Tensor | None = None) -> Tensor:
@@ -128,24 +159,18 @@ class RoughHead:
             Token ids, int64 of shape (rows,). Where the best logits differ by less than the rounding of float32, it
             may be another token than that of ``argmax``.
         """
-        rough = nn.functional.linear(states.bfloat16(), self.weight).float()
-        # The bias is added in float32, where it costs no accuracy.
-        rough = rough if self.bias is None else rough + self.bias
+        most = self.most(states)
         if barred is not None:
-            bar(rough, barred)
-        values, candidates = rough.topk(min(_CANDIDATES + 1, rough.shape[1]), dim=-1)
+            bar(most, barred)
+        values, candidates = most.topk(min(_CANDIDATES + 1, most.shape[1]), dim=-1)
         exact = (decoder.weight[candidates] @ states[:, :, None]).squeeze(2)
         exact = exact if decoder.bias is None else exact + decoder.bias[candidates]
         exact = exact.masked_fill(values == -torch.inf, -torch.inf)
         best, place = exact.max(dim=-1)
         chosen = candidates.gather(1, place[:, None]).squeeze(1)
-        # The two factors and the sum of each product are rounded. The sum of |w_i h_i| is at most |w| |h|
-        # (Cauchy-Schwarz), and no token outside the candidates has a rough logit above that of the last candidate. The
-        # bias was added after the rounding.
-        product = self.longest * states.norm(dim=-1)
-        lost = _SLACK * (2 * _UNIT + _UNIT**2 + _UNIT) * product
-        # "Not greater" also catches rows of NaN, and rows in which everything is barred.
-        unproven = (~(best > values[:, -1] + lost)).nonzero().squeeze(1)
+        # No logit outside the candidates exceeds what the last candidate has at most. "Not greater" also catches rows
+        # of NaN, and rows in which everything is barred.
+        unproven = (~(best > values[:, -1])).nonzero().squeeze(1)
         if len(unproven):
             logits = decoder(states[unproven])
             if barred is not None:
@@ -173,10 +198,10 @@ def rough_head(decoder: nn.Module) -> RoughHead | None:
         or not isinstance(decoder, nn.Linear)
         or decoder.weight.dtype != torch.float32
         or decoder.weight.device.type != "cpu"
-        or decoder.weight.numel() * 2 > _LARGEST_COPY_BYTES
+        or decoder.weight.numel() > _LARGEST_COPY_BYTES
         or torch.is_autocast_enabled("cpu")
         or decoder.weight.is_inference()  # such a tensor can't tell whether it changed
-        or not bfloat16_is_faster()
+        or not int8_is_faster()
     ):
         return None
     rough = _COPIES.get(decoder)
@@ -195,17 +220,23 @@ def _version(decoder: nn.Linear) -> tuple[int, int]:
 
 
 @functools.cache
-def bfloat16_is_faster() -> bool:
-    """Whether a bfloat16 product for one row is faster here than a float32 one, and as exact as assumed above."""
-    generator = torch.Generator().manual_seed(0)
-    row, weight = (torch.randn(n, 384, generator=generator) for n in (1, 16384))
-    rough_row, rough_weight = row.bfloat16(), weight.bfloat16()
-    with torch.inference_mode():
-        exact = nn.functional.linear(row, weight)
-        error = (nn.functional.linear(rough_row, rough_weight).float() - exact).abs()
-        bound = _SLACK * 3 * _UNIT * weight.norm(dim=1) * row.norm()
-        gain = least_seconds(lambda: nn.functional.linear(row, weight)) / least_seconds(
-            lambda: nn.functional.linear(rough_row, rough_weight)
-        )
-    logger.debug("a bfloat16 product of one row is %.2f times as fast as a float32 one", gain)
-    return gain >= _LEAST_GAIN and bool((error <= bound).all())
+def int8_is_faster() -> bool:
+    """Whether an 8-bit product for one row is faster here than a float32 one, and as exact as assumed above."""
+    # The engine asks in inference mode, whose tensors can't tell whether they changed.
+    with torch.inference_mode(False), torch.no_grad():
+        decoder = nn.Linear(384, 16384, bias=False)
+        # Some processors add pairs of products in 16 bits, which the largest numbers overflow.
+        decoder.weight[0] = 1
+    row, largest = torch.randn(1, 384, generator=torch.Generator().manual_seed(0)), torch.ones(1, 384)
+    try:
+        with torch.no_grad():
+            copy = RoughHead(decoder)
+            for states in (row, largest, -largest):
+                if bool((decoder(states) > copy.most(states)).any()):
+                    return False
+            gain = least_seconds(lambda: decoder(row)) / least_seconds(lambda: copy.most(row))
+    except (RuntimeError, AttributeError, NotImplementedError) as problem:  # this build of torch lacks the operation
+        logger.debug("8-bit products are not used: %s", problem)
+        return False
+    logger.debug("an 8-bit product of one row is %.2f times as fast as a float32 one", gain)
+    return gain >= _LEAST_GAIN

@@ -164,3 +164,41 @@ def test_products_have_few_sizes(rows: int) -> None:
 def test_up_to_two_thousand_rows_there_are_a_hundred_sizes() -> None:
     layer = kernels.OneDnnLinear(2, 2)
     assert len({kernels.rows_computed(layer, rows) for rows in range(1, 2049)}) <= 100
+
+
+@needs_onednn
+@pytest.mark.parametrize("way", [None, kernels._turned, kernels._fused])
+def test_plain_layers_are_multiplied_the_fastest_way_only_where_that_is_asked_for(
+    way: kernels._Way | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, asked = nn.Linear(24, 40), []
+    monkeypatch.setattr(kernels, "_fastest_way", lambda rows: asked.append(rows) or way)
+    values, more = torch.randn(5, 3, 24), torch.randn(5, 3, 40)
+    with torch.inference_mode():
+        expected = layer(values)
+        kernels.product(layer, values)
+        assert not asked
+        with kernels.fastest_products():
+            for options, wanted in (
+                ({}, expected),
+                ({"gelu": True}, nn.functional.gelu(expected)),
+                ({"add": more}, expected + more),
+            ):
+                torch.testing.assert_close(kernels.product(layer, values, **options), wanted, rtol=1e-4, atol=1e-5)
+            assert kernels.rows_computed(layer, 33) == (40 if way is kernels._fused else 33)
+            kernels.product(layer.double(), values.double())
+            assert asked == [16, 16, 16, 64]
+    assert kernels.rows_computed(layer.float(), 33) == 33
+    assert type(layer) is nn.Linear
+
+
+@needs_onednn
+def test_the_fastest_way_is_the_one_that_takes_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seconds, expected in (
+        ([1.0, 0.5, 0.7], kernels._turned),
+        ([1.0, 0.7, 0.5], kernels._fused),
+        ([1.0, 0.99, 0.98], None),  # noise
+    ):
+        times = iter(seconds)
+        monkeypatch.setattr(kernels, "least_seconds", lambda call, times=times: next(times))
+        assert kernels._fastest_way.__wrapped__(8) is expected

@@ -29,26 +29,59 @@ _KNOWN = {
     *(bert.BertSelfAttention, bert.BertSelfOutput, bert.BertIntermediate, bert.BertOutput, GELUActivation),
     *(nn.Linear, OneDnnLinear, nn.LayerNorm, nn.Embedding, nn.Dropout, nn.ModuleList),
 }
+_POOLER = {bert.BertPooler, nn.Tanh}
 # Where the hooks are from with which transformers collects hidden states.
 _COLLECTOR = "transformers.utils.output_capturing"
 
 
 def fits(model: PreTrainedModel) -> bool:
-    """Whether :func:`states` computes what the model's own forward pass would.
+    """Whether :func:`states` computes what a decoder's own forward pass would.
 
-    True for plain BERT decoders in evaluation mode on a CPU. Adapters, hooks, quantised layers, autocast and layers of
-    other classes need the stock pass.
+    It is for plain BERT decoders in evaluation mode on a CPU: not for adapters, hooks, compiled or quantised
+    layers, autocast, or layers of other classes, which the stock pass serves.
     """
     body: Any = model.base_model
+    return type(body) is bert.BertModel and body.pooler is None and body.config.is_decoder and _is_plain(model, _KNOWN)
+
+
+def fits_encoder(model: PreTrainedModel) -> bool:
+    """The same for a BERT that reads in both directions, given a mask that hides its padding and nothing else.
+
+    The pooler is not asked, so it does not matter whether there is one.
+    """
+    body: Any = model.base_model
+    return type(body) is bert.BertModel and not body.config.is_decoder and _is_plain(model, _KNOWN | _POOLER)
+
+
+def _is_plain(model: PreTrainedModel, known: set[type]) -> bool:
+    body: Any = model.base_model
     return (
-        type(body) is bert.BertModel
-        and body.pooler is None
-        and body.config.is_decoder
+        not _is_compiled(model)
         and body.device.type == "cpu"
         and not body.training
         and not torch.is_autocast_enabled("cpu")
-        and all(type(module) in _KNOWN and not _is_hooked(module) for module in body.modules())
+        and getattr(body.config, "position_embedding_type", "absolute") == "absolute"
+        and _all_plain(body, known)
     )
+
+
+def _all_plain(body: nn.Module, known: set[type]) -> bool:
+    """Whether all modules are of known classes, without hooks; it is asked at every call, so it is a quick walk."""
+    waiting = [body]
+    while waiting:
+        module = waiting.pop()
+        # What torch.compile returns is of a class of its own.
+        if type(module) not in known or module._compiled_call_impl is not None:
+            return False
+        if (module._forward_hooks or module._forward_pre_hooks) and _is_hooked(module):
+            return False
+        waiting += [part for part in module._modules.values() if part is not None]
+    return True
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether ``torch.compile`` made a module, or ``compile`` was called on it: then it wants to be called itself."""
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
 
 
 def _is_hooked(module: nn.Module) -> bool:

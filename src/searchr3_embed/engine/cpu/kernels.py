@@ -4,13 +4,19 @@ torch multiplies float32 matrices with MKL. On some processors that are not Inte
 AVX-512; oneDNN, which comes with torch too, uses AVX-512 there and takes half the time. Where both use it, oneDNN is
 still a tenth faster on many rows, because it computes an activation or a sum within the product, and more than that on
 few rows. Which one is faster is measured once per process.
+
+A single model's layers become :class:`OneDnnLinear`. Those of an encoder that nobody touches stay as they are; there,
+the engine's own passes choose for every product by its number of rows, within :func:`fastest_products`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import logging
 import math
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +31,9 @@ _LEAST_GAIN = 1.04
 _LARGEST_ERROR = 1e-4
 # Up to the first number of rows, a product gets a multiple of the second.
 _STEPS = ((8, 1), (16, 2), (32, 4), (128, 8), (512, 16), (1024, 32), (math.inf, 64))
+# Numbers of rows at which the ways to multiply are compared; more rows are as the last.
+_MEASURED_ROWS = (1, 2, 4, 8, 16, 32, 64, 256)
+_fastest: contextvars.ContextVar[bool] = contextvars.ContextVar("fastest", default=False)
 
 
 class OneDnnLinear(nn.Linear):
@@ -41,7 +50,8 @@ def product(layer: nn.Linear, input: Tensor, gelu: bool = False, add: Tensor | N
     """A linear layer and what follows it, as one operation where oneDNN computes it. Gives no gradient.
 
     Args:
-        layer: The layer; where it is a :class:`OneDnnLinear`, oneDNN is used.
+        layer: The layer; where it is a :class:`OneDnnLinear`, oneDNN is used; within :func:`fastest_products`, what is
+            fastest here for so many rows.
         input: Shape (..., in features).
         gelu: Whether the exact GELU is applied.
         add: Is added to the product, shape (..., out features); not together with ``gelu``.
@@ -49,22 +59,14 @@ def product(layer: nn.Linear, input: Tensor, gelu: bool = False, add: Tensor | N
     Returns:
         Shape (..., out features).
     """
-    if isinstance(layer, OneDnnLinear) and _is_for_onednn(layer, input):
-        if add is not None:
-            return torch.ops.mkldnn._linear_pointwise.binary(input, add, layer.weight, layer.bias, "add")
-        return _onednn(input, layer.weight, layer.bias, "gelu" if gelu else "none")
-    output = F.linear(input, layer.weight, layer.bias)
-    if add is not None:
-        return output + add
-    return F.gelu(output) if gelu else output
+    way = _way(layer, input, math.prod(input.shape[:-1]))
+    if way is not None:
+        return way(input, layer.weight, layer.bias, gelu, add)
+    return _stock(input, layer.weight, layer.bias, gelu, add)
 
 
 def rows_computed(layer: nn.Linear, rows: int) -> int:
     """The number of rows to compute when ``rows`` are needed.
-
-    oneDNN compiles a kernel for every number of rows that it meets, which takes half a millisecond and 0.6 MB each,
-    and keeps up to a thousand of them. So products come in few sizes: rows are added up to the next size, about 2 % of
-    them in large products.
 
     Args:
         layer: The layer.
@@ -73,10 +75,99 @@ def rows_computed(layer: nn.Linear, rows: int) -> int:
     Returns:
         At least ``rows``; exactly ``rows`` where oneDNN is not used.
     """
-    if not isinstance(layer, OneDnnLinear):
+    if not isinstance(layer, OneDnnLinear) and _way(layer, layer.weight, rows) is not _fused:
         return rows
+    return few_sizes(rows)
+
+
+def few_sizes(rows: int) -> int:
+    """The number of rows to give oneDNN when ``rows`` are needed, at least as many.
+
+    oneDNN compiles a kernel for every number of rows that it meets, which takes half a millisecond and 0.6 MB each,
+    and keeps up to a thousand of them. So products come in few sizes: rows are added up to the next size, about 2 % of
+    them in large products.
+    """
     step = next(step for most, step in _STEPS if rows <= most)
     return -(-rows // step) * step
+
+
+@contextlib.contextmanager
+def fastest_products() -> Iterator[None]:
+    """Within it, :func:`product` computes plain linear layers the way that is fastest here for the number of rows.
+
+    The layers themselves stay as they are. A run of training that must give the same bits after it was resumed does
+    without, for what is fastest is measured in every process anew.
+    """
+    token = _fastest.set(True)
+    try:
+        yield
+    finally:
+        _fastest.reset(token)
+
+
+def _way(layer: nn.Linear, input: Tensor, rows: int) -> _Way | None:
+    """How to compute a product, if not by torch's default."""
+    if isinstance(layer, OneDnnLinear):
+        return _fused if _is_for_onednn(layer, input) else None
+    if not _fastest.get() or not rows or layer.bias is None or not _is_for_onednn(layer, input):
+        return None
+    return _fastest_way(next((most for most in _MEASURED_ROWS if rows <= most), _MEASURED_ROWS[-1]))
+
+
+@functools.cache
+def _fastest_way(rows: int) -> _Way | None:
+    """The fastest way to compute a layer's products for so many rows, None for torch's default; measured."""
+    generator = torch.Generator().manual_seed(0)
+    narrow, wide = (torch.randn(rows, n, generator=generator) for n in (384, 1536))
+    up, down = (torch.randn(shape, generator=generator) for shape in ((1536, 384), (384, 1536)))
+    biases = torch.randn(1536, generator=generator), torch.randn(384, generator=generator)
+
+    def call(way: _Way) -> Callable[[], Tensor]:
+        return lambda: way(narrow, up, biases[0], True, None) + way(wide, down, biases[1], False, narrow).sum()
+
+    best, least = None, math.inf
+    with torch.inference_mode():
+        expected = call(_stock)()
+        least = least_seconds(call(_stock)) / _LEAST_GAIN
+        for way in (_turned, _fused):
+            try:
+                error = float(((call(way)() - expected).abs() / expected.abs().clamp(min=1)).max())
+                seconds = least_seconds(call(way))
+            except (RuntimeError, AttributeError) as problem:  # this build of torch has no oneDNN, or another one
+                logger.debug("%s is not used: %s", way.__name__, problem)
+                continue
+            if seconds < least and error <= _LARGEST_ERROR:
+                best, least = way, seconds
+    logger.debug("products of %d rows: %s", rows, best.__name__ if best else "torch's default")
+    return best
+
+
+_Way = Callable[[Tensor, Tensor, Tensor, bool, Tensor | None], Tensor]
+
+
+def _stock(input: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, add: Tensor | None) -> Tensor:
+    output = F.linear(input, weight, bias)
+    if add is not None:
+        return output + add
+    return F.gelu(output) if gelu else output
+
+
+def _turned(input: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, add: Tensor | None) -> Tensor:
+    """The product of the weights and the turned rows, turned back: for a few rows, MKL computes that faster."""
+    rows = input.reshape(-1, input.shape[-1])
+    output = (weight @ rows.t()).t().contiguous().view(*input.shape[:-1], len(weight))
+    if bias is not None:
+        output += bias
+    if add is not None:
+        output += add
+    return F.gelu(output) if gelu else output
+
+
+def _fused(input: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, add: Tensor | None) -> Tensor:
+    """By oneDNN, which computes what follows the product along with it."""
+    if add is not None:
+        return torch.ops.mkldnn._linear_pointwise.binary(input, add, weight, bias, "add")
+    return _onednn(input, weight, bias, "gelu" if gelu else "none")
 
 
 def _is_for_onednn(layer: nn.Linear, input: Tensor) -> bool:

@@ -40,6 +40,8 @@ _forked = False
 def _note_fork() -> None:
     global _forked
     _forked = True
+    # A forked child has the model but not OpenMP's threads, and would wait for them forever.
+    torch.set_num_threads(1)
 
 
 if hasattr(os, "register_at_fork"):
