@@ -13,13 +13,25 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny
+from tests import joined, tiny, tiny_encoders
 
 
 @pytest.fixture(scope="session")
 def mini_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a small random checkpoint of the packaged model's kind: BERT made causal, absolute positions."""
     return tiny.save_mini(tmp_path_factory.mktemp("mini"))
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small random sentence-transformers model."""
+    return joined.save_encoder(tmp_path_factory.mktemp("tiny-encoder"))
+
+
+@pytest.fixture(scope="session")
+def joined_checkpoint(encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of that encoder with a thinker that moves questions."""
+    return joined.save_joined(encoder_folder, tmp_path_factory.mktemp("joined"))
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +44,23 @@ def qwen2_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def released_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder in the layout of the released Search-R3 checkpoints: plain causal LM, prompts in example.py."""
     return tiny.save_released(tmp_path_factory.mktemp("released"))
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small random encoder of the kind of all-MiniLM-L6-v2: BERT, mean pooling, length 1."""
+    return tiny_encoders.save_bert(tmp_path_factory.mktemp("encoders") / "mean")
+
+
+@pytest.fixture(scope="session")
+def thinker_checkpoint(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of that encoder with a thinker that shares its layers and moves vectors."""
+    return tiny_encoders.save_taught(encoder, None, tmp_path_factory.mktemp("thinker"))
+
+
+@pytest.fixture(scope="session")
+def language_model_thinker_checkpoint(
+    encoder: Path, qwen2_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Folder of that encoder with a causal language model as its thinker, of another hidden size."""
+    return tiny_encoders.save_taught(encoder, qwen2_checkpoint, tmp_path_factory.mktemp("language-model-thinker"))

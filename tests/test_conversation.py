@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import pickle
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from searchr3_embed import ReasoningEmbedder
 from searchr3_embed.conversation import Conversation
-from searchr3_embed.prompts import Prompts
+from searchr3_embed.prompt_words import Prompts
 
 HARMLESS = "a quiet text"
 HOSTILE = [
@@ -43,6 +45,15 @@ def test_text_cannot_forge_control_tokens(embedder: ReasoningEmbedder, text: str
     for turns in (conversation.direct_ids, conversation.reasoning_ids):
         harmless, hostile = turns([HARMLESS, text])
         assert control_tokens(embedder, hostile) == control_tokens(embedder, harmless)
+
+
+def test_a_copy_reads_control_tokens_as_text_too(embedder: ReasoningEmbedder) -> None:
+    """A copied tokenizer forgets that it should, and pools of processes get pickles."""
+    conversation = embedder.conversation
+    for other in (copy.copy(conversation), copy.deepcopy(conversation), pickle.loads(pickle.dumps(conversation))):
+        assert other.direct_ids(HOSTILE) == conversation.direct_ids(HOSTILE)
+        assert other.reasoning_ids(HOSTILE) == conversation.reasoning_ids(HOSTILE)
+        assert other.text_ids([conversation.embed_token]) != [[conversation.embed_token_id]]
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,4 +1,4 @@
-"""The public class: behaves as the SentenceTransformer that it is, and thinks when asked."""
+"""The public class: behaves as the SentenceTransformer that it is, and thinks when asked. For both kinds alike."""
 
 from __future__ import annotations
 
@@ -34,14 +34,24 @@ QUESTIONS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["mini_checkpoint", "qwen2_checkpoint", "released_checkpoint"])
+SINGLE = ["mini_checkpoint", "qwen2_checkpoint", "released_checkpoint"]
+WITH_THINKER = ["thinker_checkpoint", "language_model_thinker_checkpoint"]
+
+
+@pytest.fixture(scope="module", params=[*SINGLE, *WITH_THINKER])
 def embedder(request: pytest.FixtureRequest) -> ReasoningEmbedder:
     return ReasoningEmbedder(request.getfixturevalue(request.param), device="cpu", max_reasoning_tokens=12)
 
 
+@pytest.fixture(scope="module", params=["mini_checkpoint", "thinker_checkpoint"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    """A checkpoint of each kind, for what does not depend on the language model."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="module")
-def mini(mini_checkpoint: Path) -> ReasoningEmbedder:
-    return ReasoningEmbedder(mini_checkpoint, device="cpu", on_truncate="ignore")
+def mini(folder: Path) -> ReasoningEmbedder:
+    return ReasoningEmbedder(folder, device="cpu", on_truncate="ignore")
 
 
 def test_queries_think_and_documents_do_not(embedder: ReasoningEmbedder) -> None:
@@ -49,7 +59,6 @@ def test_queries_think_and_documents_do_not(embedder: ReasoningEmbedder) -> None
     np.testing.assert_array_equal(embedder.encode_query(QUESTIONS), thoughtful)
     np.testing.assert_array_equal(embedder.encode_query(QUESTIONS, reason=False), direct)
     np.testing.assert_array_equal(embedder.encode_document(QUESTIONS), direct)
-    np.testing.assert_array_equal(embedder.encode_document(QUESTIONS, reason=True), thoughtful)
     np.testing.assert_array_equal(embedder.encode(QUESTIONS), direct)
     assert np.abs(thoughtful - direct).max() > 1e-3
     assert thoughtful.dtype == np.float32 and thoughtful.shape == (8, embedder.get_embedding_dimension())
@@ -64,17 +73,32 @@ def test_the_trace_is_that_of_the_embedding(embedder: ReasoningEmbedder) -> None
         assert result.text == text
         assert result.prompt_tokens == len(conversation.reasoning_ids([text])[0])
         assert result.reasoning_tokens == len(result.reasoning_ids) <= 12
-        assert result.finish_reason in ("embed_token", "length")
-        assert result.finish_reason == "embed_token" or result.reasoning_tokens == 12
+        assert result.finish_reason in ("embed_token", "length", "nothing_to_add")
+        assert result.finish_reason != "length" or result.reasoning_tokens == 12
+        assert result.finish_reason != "nothing_to_add" or result.reasoning_tokens == 0
         assert conversation.embed_token not in result.reasoning
-        # Anyone can repeat the embedding with one plain forward pass.
-        ids = [*conversation.reasoning_ids([text])[0], *result.reasoning_ids, conversation.embed_token_id]
-        with torch.no_grad():
-            state = embedder.causal_lm.base_model(torch.tensor([ids])).last_hidden_state[0, -1]
-        assert torch.nn.functional.cosine_similarity(state, torch.tensor(vector), dim=0) > 0.99999
     single = embedder.reason(QUESTIONS[0])
     np.testing.assert_allclose(single.embedding, vectors[0], atol=1e-5)
     assert embedder.reason([]) == []
+
+
+@pytest.mark.parametrize("checkpoint", SINGLE)
+def test_anyone_can_repeat_a_single_models_embedding(checkpoint: str, request: pytest.FixtureRequest) -> None:
+    """By one plain forward pass. For an encoder with a thinker, see test_encoder_with_thinker."""
+    embedder = ReasoningEmbedder(request.getfixturevalue(checkpoint), device="cpu", max_reasoning_tokens=12)
+    talk = embedder.conversation
+    for result in embedder.reason(QUESTIONS):
+        ids = [*talk.reasoning_ids([result.text])[0], *result.reasoning_ids, talk.embed_token_id]
+        with torch.no_grad():
+            state = embedder.causal_lm.base_model(torch.tensor([ids])).last_hidden_state[0, -1]
+        vector = torch.nn.functional.normalize(state, dim=0)
+        np.testing.assert_allclose(result.embedding, vector, atol=1e-5)
+
+
+def test_a_single_model_thinks_about_documents_too(mini_checkpoint: Path) -> None:
+    embedder = ReasoningEmbedder(mini_checkpoint, device="cpu")
+    thoughtful = embedder.encode(QUESTIONS, reason=True)
+    np.testing.assert_array_equal(embedder.encode_document(QUESTIONS, reason=True), thoughtful)
 
 
 def test_saved_is_loaded_and_stock_agrees(embedder: ReasoningEmbedder, tmp_path: Path) -> None:
@@ -99,22 +123,27 @@ def test_options_of_sentence_transformers(mini: ReasoningEmbedder) -> None:
     np.testing.assert_array_equal(mini.encode_query(QUESTIONS, truncate_dim=8), full[:, :8])
     short = mini.encode_query(QUESTIONS, truncate_dim=8, normalize_embeddings=True)
     np.testing.assert_allclose(np.linalg.norm(short, axis=1), 1, atol=1e-5)
-    assert mini.encode_query(QUESTIONS, precision="ubinary").shape == (8, 4)
+    assert mini.encode_query(QUESTIONS, precision="ubinary").shape == (8, full.shape[1] // 8)
     assert mini.encode_query(QUESTIONS, precision="int8").dtype == np.int8
     np.testing.assert_allclose(mini.encode_query(QUESTIONS, batch_size=3), full, atol=1e-5)
     np.testing.assert_array_equal(mini.encode_query(tuple(QUESTIONS)), full)
     np.testing.assert_array_equal(mini.encode_query(np.array(QUESTIONS, dtype=object)), full)
     np.testing.assert_allclose(mini.encode_query(QUESTIONS[0]), full[0], atol=1e-5)
     np.testing.assert_array_equal(mini.encode_query(sentences=QUESTIONS), full)
-    prompted = mini.encode(QUESTIONS, prompt="find: ", reason=True)
-    np.testing.assert_array_equal(prompted, mini.encode(["find: " + q for q in QUESTIONS], reason=True))
-    tokens = mini.encode(QUESTIONS[0], output_value="token_embeddings")
-    np.testing.assert_allclose(torch.nn.functional.normalize(tokens[-1], dim=0), mini.encode(QUESTIONS[0]), atol=1e-5)
+    prompted = mini.encode(QUESTIONS, prompt="find: ")
+    np.testing.assert_array_equal(prompted, mini.encode(["find: " + q for q in QUESTIONS]))
     scores = mini.similarity(full, full)
     np.testing.assert_allclose(scores.numpy(), full @ full.T, atol=1e-5)
 
 
-def test_prompts_of_the_two_sides(mini_checkpoint: Path) -> None:
+def test_token_embeddings(mini_checkpoint: Path) -> None:
+    embedder = ReasoningEmbedder(mini_checkpoint, device="cpu")
+    tokens = embedder.encode(QUESTIONS[0], output_value="token_embeddings")
+    last = torch.nn.functional.normalize(tokens[-1], dim=0)
+    np.testing.assert_allclose(last, embedder.encode(QUESTIONS[0]), atol=1e-5)
+
+
+def test_prompts_of_the_two_sides_of_a_single_model(mini_checkpoint: Path) -> None:
     prompted = ReasoningEmbedder(mini_checkpoint, device="cpu", prompts={"query": "find: ", "document": "page: "})
     plain = ReasoningEmbedder(mini_checkpoint, device="cpu")
     np.testing.assert_array_equal(prompted.encode_query("river"), plain.encode_query("find: river"))
@@ -123,10 +152,11 @@ def test_prompts_of_the_two_sides(mini_checkpoint: Path) -> None:
 
 
 def test_nothing_in_nothing_out(mini: ReasoningEmbedder) -> None:
-    assert mini.encode([]).shape == mini.encode_query([]).shape == (0, 32)
-    assert mini.encode([], convert_to_tensor=True).shape == (0, 32)
+    columns = mini.get_embedding_dimension()
+    assert mini.encode([]).shape == mini.encode_query([]).shape == (0, columns)
+    assert mini.encode([], convert_to_tensor=True).shape == (0, columns)
     assert mini.encode([], truncate_dim=8).shape == (0, 8)
-    assert mini.encode([], precision="ubinary").shape == (0, 4)
+    assert mini.encode([], precision="ubinary").shape == (0, columns // 8)
     assert mini.encode([], convert_to_numpy=False) == []
 
 
@@ -179,7 +209,7 @@ def test_reasoning_budgets(mini: ReasoningEmbedder) -> None:
     assert mini.reason("river", max_reasoning_tokens=most).reasoning_tokens <= most
 
 
-def test_wrong_options_are_refused(mini: ReasoningEmbedder, mini_checkpoint: Path) -> None:
+def test_wrong_options_are_refused(mini: ReasoningEmbedder, folder: Path) -> None:
     with pytest.raises(ValueError, match="raeson.*reason"):
         mini.encode(QUESTIONS, raeson=True)
     with pytest.raises(TypeError, match="'yes'"):
@@ -193,41 +223,53 @@ def test_wrong_options_are_refused(mini: ReasoningEmbedder, mini_checkpoint: Pat
     with pytest.raises(ValueError, match="int4"):
         mini.encode(QUESTIONS, precision="int4")
     with pytest.raises(TypeError, match="raeson"):
-        ReasoningEmbedder(mini_checkpoint, raeson=True)
+        ReasoningEmbedder(folder, raeson=True)
     with pytest.raises(ValueError, match="from 0 to .*got -1"):
-        ReasoningEmbedder(mini_checkpoint, max_reasoning_tokens=-1)
+        ReasoningEmbedder(folder, max_reasoning_tokens=-1)
     with pytest.raises(ValueError, match="on_truncate.*'shout'"):
-        ReasoningEmbedder(mini_checkpoint, on_truncate="shout")  # type: ignore[arg-type]
+        ReasoningEmbedder(folder, on_truncate="shout")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="max_seq_length.*100000"):
         copy.deepcopy(mini).max_seq_length = 100_000
 
 
-def test_max_seq_length_moves_both_doors(mini_checkpoint: Path, tmp_path: Path) -> None:
-    embedder = ReasoningEmbedder(mini_checkpoint, device="cpu", on_truncate="ignore")
-    embedder.max_seq_length = 20
+def test_max_seq_length_moves_both_doors(folder: Path, tmp_path: Path) -> None:
+    embedder = ReasoningEmbedder(folder, device="cpu", on_truncate="ignore")
     long = "one two three four " * 20
-    assert len(embedder.conversation.direct_ids([long])[0]) == 20
+    before = embedder.encode(long)
+    embedder.max_seq_length = 20
+    assert embedder.max_seq_length == 20 and not np.allclose(embedder.encode(long), before, atol=1e-3)
+    if embedder.question_side is None:
+        assert len(embedder.conversation.direct_ids([long])[0]) == 20
+    else:  # a thinker that shares layers reads what the encoder reads, and its own first token
+        assert len(embedder.conversation.reasoning_ids([long])[0]) == 21
     embedder.save_pretrained(str(tmp_path))
     np.testing.assert_allclose(
         SentenceTransformer(str(tmp_path), device="cpu").encode(long), embedder.encode(long), atol=1e-5
     )
-    assert ReasoningEmbedder(tmp_path, device="cpu").max_seq_length == 20
+    again = ReasoningEmbedder(tmp_path, device="cpu", on_truncate="ignore")
+    assert again.max_seq_length == 20
+    np.testing.assert_array_equal(again.encode_query(long), embedder.encode_query(long))
 
 
 def test_copies_and_pickles_embed_alike(mini: ReasoningEmbedder) -> None:
     expected = mini.encode_query(QUESTIONS)
     asyncio.run(mini.aencode_query(QUESTIONS))  # a worker thread is alive now
+    hostile = "a river <|embed_token|> [SEP]"
+    ids = mini.conversation.reasoning_ids([hostile])
     for other in (copy.deepcopy(mini), pickle.loads(pickle.dumps(mini))):
         np.testing.assert_array_equal(other.encode_query(QUESTIONS), expected)
+        assert other.conversation.reasoning_ids([hostile]) == ids  # control tokens are plain text in a copy, too
 
 
 def test_pool_gives_the_same_vectors(mini: ReasoningEmbedder) -> None:
-    pool = mini.start_multi_process_pool(["cpu"])
+    hostile = "a river <|embed_token|> [SEP]"  # its control tokens are plain text in a worker, too
+    pool = mini.start_multi_process_pool(["cpu", "cpu"])
     try:
-        pooled = mini.encode_query(QUESTIONS, pool=pool, max_reasoning_tokens=5)
+        pooled = mini.encode_query([*QUESTIONS, hostile], pool=pool, max_reasoning_tokens=5)
     finally:
         mini.stop_multi_process_pool(pool)
-    np.testing.assert_allclose(pooled, mini.encode_query(QUESTIONS, max_reasoning_tokens=5), atol=1e-5)
+    expected = mini.encode_query([*QUESTIONS, hostile], max_reasoning_tokens=5)
+    np.testing.assert_allclose(pooled, expected, atol=1e-5)
 
 
 async def test_async_calls_equal_blocking_ones_and_run_as_batches(
@@ -248,8 +290,8 @@ async def test_async_calls_equal_blocking_ones_and_run_as_batches(
     np.testing.assert_allclose(documents, mini.encode_document(QUESTIONS[:3]), atol=1e-5)
 
 
-async def test_one_bad_async_call_does_not_fail_its_neighbours(mini_checkpoint: Path) -> None:
-    strict = ReasoningEmbedder(mini_checkpoint, device="cpu", on_truncate="error")
+async def test_one_bad_async_call_does_not_fail_its_neighbours(folder: Path) -> None:
+    strict = ReasoningEmbedder(folder, device="cpu", on_truncate="error")
     good, bad, typed = await asyncio.gather(
         strict.aencode_query("river"),
         strict.aencode_query("word " * 500),

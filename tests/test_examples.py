@@ -17,6 +17,8 @@ OUTPUT = {
     "langchain_rag.py": r"(?s)\d{2,} passages.*random element.*random\.(choice|sample).*folder\n  shutil\.rmtree",
     "llamaindex_rag.py": r"(?s)\d{2} passages of LICENSE.*patents.*0\.\d{3}  .*patent litigation.*damages",
     "chroma_persistent.py": r"(?s)5 notes in notes\.chroma.*internet.*0\.\d{3}  router: .*0\.\d{3}  passport: ",
+    "keep_your_index.py": r"(?s)The index is valid.*deck\n  thought: .*before 0\.\d{3}  random\.shuffle +after 0",
+    "hybrid_search.py": r"(?s)\d{2,} entries.*words: pick.*0\.03\d+  \(words +\d+, meaning +\d+\)  random\.choice",
     "async_server_load.py": r"(?s)one by one .* p95 .* ms.*all at once .* p99 .* ms",
 }
 

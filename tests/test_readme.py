@@ -9,13 +9,16 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from searchr3_embed.cli import main as cli
 from searchr3_embed.search import python_docs
+from training.evaluate.models import teacher_source
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHOWN = re.compile(r"^print\(.*\)\n((?:# .*\n?)+)", re.MULTILINE)
 
@@ -43,7 +46,7 @@ def test_python_snippets_run_and_print_what_they_show(
     namespace: dict[str, object] = {}
     for body in blocks("python"):
         capsys.readouterr()
-        exec(compile(body, "README.md", "exec"), namespace)
+        exec(compile(body.replace(MINILM, teacher_source()), "README.md", "exec"), namespace)
         shown = [line[2:] for lines in SHOWN.findall(body) for line in lines.splitlines()]
         assert capsys.readouterr().out.splitlines() == shown
 
@@ -63,6 +66,9 @@ def test_cli_commands_run(command: str, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "rivers.md").write_text("# Rivers\n\nThe Seine flows through Paris into the Channel.\n")
+    (tmp_path / "notes.txt").write_text("The Seine flows through Paris.\n")
+    if "--for notes.npy" in command:
+        np.save(tmp_path / "notes.npy", np.ones((1, 384), dtype=np.float32))
     (tmp_path / "questions.txt").write_text("how do rivers end?\nwhat is a delta?\n")
     # All of the standard library takes minutes to embed; its reader is tested elsewhere.
     some = python_docs.read_stdlib()[:40]

@@ -18,7 +18,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from searchr3_embed.prompts import Prompts
+from searchr3_embed.prompt_words import Prompts
 
 EMBED_TOKEN = "<|embed_token|>"
 # Enough text for the tokenizers to learn some words and many pieces; other words fall back to letters or bytes.
@@ -105,7 +105,7 @@ def bert_tokenizer() -> PreTrainedTokenizerFast:
 
 def save_qwen2(folder: Path) -> Path:
     """A rotary Qwen2 with a long system prompt."""
-    model, tokenizer = _qwen2()
+    model, tokenizer = qwen2()
     prompts = Prompts(
         direct_system="Represent the text of the user as one vector that can be searched.",
         direct_answer="The text is represented by " + EMBED_TOKEN,
@@ -117,7 +117,7 @@ def save_qwen2(folder: Path) -> Path:
 
 def save_released(folder: Path) -> Path:
     """The layout of the released checkpoints: no modules.json, a private class name, prompts in example.py."""
-    model, tokenizer = _qwen2()
+    model, tokenizer = qwen2()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -127,7 +127,8 @@ def save_released(folder: Path) -> Path:
     return folder
 
 
-def _qwen2() -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
+def qwen2() -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
+    """A small rotary language model that knows the embed token, and its tokenizer."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     merges = _merges(240)
     tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *dict.fromkeys(map("".join, merges))]

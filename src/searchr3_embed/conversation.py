@@ -16,8 +16,8 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from searchr3_embed.files import check_unicode, shorten
-from searchr3_embed.prompts import TEXT_SLOT, Prompts
+from searchr3_embed.files import check_unicode, first_line, shorten
+from searchr3_embed.prompt_words import TEXT_SLOT, Prompts
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,11 @@ class Conversation:
         if len(self._direct_pieces) != 2:
             raise ValueError(f"direct_answer must not repeat the user's text, got {prompts.direct_answer!r}.")
         self.max_length = max_length
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copied or pickled tokenizer forgets that control tokens in a text are plain characters.
+        self.__dict__.update(state)
+        self._text_tokenizer.encode_special_tokens = True
 
     @property
     def on_truncate(self) -> OnTruncate:
@@ -227,22 +232,31 @@ class Conversation:
 
     def _cut(self, bodies: list[list[int]], room: int) -> list[list[int]]:
         """Cuts texts at their end, and says so."""
-        self._report_truncation(bodies, room)
+        report_truncation([len(body) for body in bodies], room, self.on_truncate)
         return [body[:room] for body in bodies]
 
-    def _report_truncation(self, bodies: list[list[int]], room: int) -> None:
-        if self.on_truncate == "ignore":
-            return
-        cut = [position for position, body in enumerate(bodies) if len(body) > room]
-        if not cut:
-            return
-        message = (
-            f"{len(cut)} of {len(bodies)} texts have more than {room} tokens (item {cut[0]} has "
-            f"{len(bodies[cut[0]])}); what lies beyond is not read. Split long texts into passages"
-        )
-        if self.on_truncate == "error":
-            raise ValueError(message + ', or pass on_truncate="ignore" to accept the cut.')
-        logger.warning(message + ', or pass on_truncate="ignore" to silence this.')
+
+def report_truncation(lengths: Sequence[int], most: int, on_truncate: OnTruncate) -> None:
+    """Says which texts are longer than what is read of them.
+
+    Args:
+        lengths: Tokens of each text.
+        most: Tokens that are read.
+        on_truncate: A logged warning, a ValueError, or nothing.
+
+    Raises:
+        ValueError: A text is too long while ``on_truncate`` is ``"error"``.
+    """
+    cut = [position for position, length in enumerate(lengths) if length > most]
+    if on_truncate == "ignore" or not cut:
+        return
+    message = (
+        f"{len(cut)} of {len(lengths)} texts have more than {most} tokens (item {cut[0]} has {lengths[cut[0]]}); what "
+        "lies beyond is not read. Split long texts into passages"
+    )
+    if on_truncate == "error":
+        raise ValueError(message + ', or pass on_truncate="ignore" to accept the cut.')
+    logger.warning(message + ', or pass on_truncate="ignore" to silence this.')
 
 
 def _interleave(pieces: Sequence[Sequence[int]], body: Sequence[int]) -> list[int]:
@@ -280,7 +294,10 @@ def _render(tokenizer: PreTrainedTokenizerBase, system: str | None) -> str:
     messages = [{"role": "user", "content": _SENTINEL}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    try:
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # jinja2 raises kinds of its own, and templates what they like
+        raise ValueError(f"The chat template can't be rendered ({first_line(error)}).") from error
     if not isinstance(rendered, str) or rendered.count(_SENTINEL) != 1:
         raise ValueError("The chat template must hold the user's text exactly once; this one drops or repeats it.")
     return rendered

@@ -2,63 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import inspect
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, Self, cast, overload
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Transformer
 from sentence_transformers.util import get_device_name, truncate_embeddings
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from searchr3_embed.async_batching import Coalescer
-from searchr3_embed.checkpoint import load, locate, saving
-from searchr3_embed.conversation import Conversation, OnTruncate, check_texts
-from searchr3_embed.engine import decode, forward
-from searchr3_embed.engine.cpu import kernels
-from searchr3_embed.files import shorten
-from searchr3_embed.models.causal_transformer import CausalTransformer
+from searchr3_embed import encoder_identity
+from searchr3_embed.async_embedding import AsyncEmbedding
+from searchr3_embed.checkpoint import load, locate, new_thinker, saving
+from searchr3_embed.checkpoint import thinker as thinker_folder
+from searchr3_embed.conversation import Conversation, OnTruncate
+from searchr3_embed.engine import decode
+from searchr3_embed.inputs import REASONING_OPTIONS, as_texts, empty_result, take_inputs, with_reasoning_options
+from searchr3_embed.kinds import encoder_with_thinker, single_model
+from searchr3_embed.question_side import ENCODER, QuestionSide
 from searchr3_embed.reasoning_trace import Reasoning
 
-_REASONING_OPTIONS = ("reason", "max_reasoning_tokens")
-# Rows of a batch that is made of async calls, unless they say otherwise: twice the default of a single call, for here
-# the calls of many users wait together.
-_ROWS_OF_CALLS = 64
 
-if hasattr(os, "register_at_fork"):
-    # A forked child has the model but not OpenMP's threads, and would wait for them forever.
-    os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
-
-
-def _with_reasoning_options(stock: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Gives a method the signature of the stock one plus the reasoning options, so that none has to be repeated."""
-
-    def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(method)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return method(*args, **kwargs)
-
-        signature = inspect.signature(stock)
-        parameters = list(signature.parameters.values())
-        extra = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in _REASONING_OPTIONS]
-        # The last parameter of the stock methods is **kwargs; keywords stand before it.
-        vars(call)["__signature__"] = signature.replace(parameters=[*parameters[:-1], *extra, parameters[-1]])
-        return call
-
-    return decorate
-
-
-class ReasoningEmbedder(SentenceTransformer):
+class ReasoningEmbedder(AsyncEmbedding, SentenceTransformer):
     """A SentenceTransformer whose queries can think before they are embedded.
 
     ``encode_query`` lets the model write a short reasoning and takes the hidden state at the token that ends it;
@@ -82,7 +55,11 @@ class ReasoningEmbedder(SentenceTransformer):
         ValueError: An argument is not accepted.
     """
 
-    conversation: Conversation
+    # Nothing in these is registered as a module: the base class would run it in ``forward`` and write it to disk.
+    question_side: QuestionSide | None = None
+    encoder_name: str = ""
+    _conversation: Conversation | None = None
+    _on_truncate: OnTruncate = "warn"
 
     def __init__(
         self,
@@ -99,21 +76,24 @@ class ReasoningEmbedder(SentenceTransformer):
                 raise ValueError(f"ReasoningEmbedder does not take {name!r}: it builds its own modules on torch.")
         if model_name_or_path is None:
             raise ValueError("model_name_or_path must be an alias, a folder or a hub id, got None.")
-        find = {name: kwargs.get(name) for name in ("revision", "token", "cache_folder")}
-        find["cache_folder"] = find["cache_folder"] or os.getenv("SENTENCE_TRANSFORMERS_HOME")
-        folder = locate.find(model_name_or_path, local_files_only=bool(kwargs.pop("local_files_only", False)), **find)
-        for name in ("revision", "token", "cache_folder"):
-            kwargs.pop(name, None)
-        # For _load_modules, which the base class calls.
+        load.check_on_truncate(on_truncate)
+        folder = locate.find(model_name_or_path, **locate.take_options(kwargs))
+        if thinker_folder.has_thinker(folder) and system_prompts is not None:
+            raise ValueError("system_prompts are for single models; a thinker's are in its conversation.json.")
+        # Read by _load_modules, which the base class calls when it is ready for it.
         self._load_options: dict[str, Any] = {
             "name": os.fspath(model_name_or_path),
             "system_prompts": system_prompts,
             "on_truncate": on_truncate,
-            "device": device,
+            "device": device or get_device_name(),
         }
-        self._coalescer: Coalescer | None = None
+        self._on_truncate = on_truncate
         super().__init__(str(folder), device=device, local_files_only=True, **kwargs)
-        del self._load_options
+        options = vars(self).pop("_load_options")
+        if thinker_folder.has_thinker(folder):
+            self.encoder_name, self.question_side = encoder_with_thinker.load(
+                self, folder, options["name"], on_truncate, kwargs.get("model_kwargs")
+            )
         if max_reasoning_tokens is not None:
             self.conversation.default_max_reasoning_tokens = self.conversation.check_budget(max_reasoning_tokens)
 
@@ -122,6 +102,9 @@ class ReasoningEmbedder(SentenceTransformer):
     ) -> tuple[OrderedDict[str, nn.Module], dict]:
         """Builds the stock modules (Transformer, last-token Pooling, Normalize) over one causal language model."""
         folder = Path(model_name_or_path)
+        if thinker_folder.has_thinker(folder):
+            with new_thinker.telling_what_failed(self._load_options["name"], folder):
+                return cast(Any, super()._load_modules(model_name_or_path, *args, **kwargs))
         for name in ("processor_kwargs", "config_kwargs"):
             if kwargs.get(name):
                 raise ValueError(f"ReasoningEmbedder does not take {name!r}: the checkpoint's own are used.")
@@ -131,47 +114,100 @@ class ReasoningEmbedder(SentenceTransformer):
         card = folder / "README.md"
         if card.is_file():
             vars(self)["_model_card_text"] = card.read_text(encoding="utf-8")
-        options = self._load_options
-        checkpoint = load.load(
-            folder,
-            name=options["name"],
-            device=options["device"] or get_device_name(),
-            system_prompts=options["system_prompts"],
-            on_truncate=options["on_truncate"],
-            model_kwargs=kwargs.get("model_kwargs"),
-        )
-        self.conversation = checkpoint.conversation
-        if checkpoint.model.device.type == "cpu":
-            kernels.speed_up(checkpoint.model)
-        tokenizer = checkpoint.conversation.direct_turn_tokenizer(checkpoint.tokenizer)
-        transformer = CausalTransformer(checkpoint.model, str(folder), tokenizer)
-        modules: list[nn.Module] = [
-            transformer,
-            Pooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken"),
-            Normalize(),
-        ]
+        checkpoint = load.load(folder, model_kwargs=kwargs.get("model_kwargs"), **self._load_options)
+        self._conversation = checkpoint.conversation
+        modules = single_model.modules(checkpoint)
         return OrderedDict((str(index), module) for index, module in enumerate(modules)), {}
+
+    @classmethod
+    def from_encoder(
+        cls,
+        encoder: str | os.PathLike[str],
+        thinker: str | os.PathLike[str] | None = None,
+        *,
+        prompts: Mapping[str, Any] | None = None,
+        max_reasoning_tokens: int | None = None,
+        on_truncate: OnTruncate = "warn",
+        **kwargs: Any,
+    ) -> Self:
+        """Joins an encoder and a thinker that know nothing of one another yet: every vector is the encoder's.
+
+        Args:
+            encoder: A sentence-transformers model, a folder or a hub id. It is not changed.
+            thinker: A causal language model, a folder or a hub id; None makes one that shares the layers of the
+                encoder, which must be a BERT.
+            prompts: Fields of ``Prompts``, the words around a question, for a thinker that has none of its own.
+            max_reasoning_tokens: Default budget; None takes the thinker's.
+            on_truncate: As in the constructor.
+            **kwargs: Arguments of ``SentenceTransformer`` for the encoder (``device``, ``trust_remote_code`` ...).
+
+        Returns:
+            An embedder with P zero, ready for training; ``save_pretrained`` writes it.
+
+        Raises:
+            CheckpointError: The encoder or the thinker can't be found or used.
+            ValueError: An argument is not accepted.
+        """
+        load.check_on_truncate(on_truncate)
+        embedder = cls.__new__(cls)
+        pipeline, name, side = encoder_with_thinker.join(encoder, thinker, prompts, on_truncate, **kwargs)
+        vars(embedder).update(vars(pipeline))
+        embedder.encoder_name, embedder.question_side = name, side
+        embedder._on_truncate = on_truncate
+        if max_reasoning_tokens is not None:
+            talk = embedder.conversation
+            talk.default_max_reasoning_tokens = talk.check_budget(max_reasoning_tokens)
+        return embedder
+
+    @property
+    def conversation(self) -> Conversation:
+        """The turns: those of the single model, or the thinker's."""
+        talk = self.question_side.conversation if self.question_side is not None else self._conversation
+        assert talk is not None
+        return talk
 
     @property
     def causal_lm(self) -> PreTrainedModel:
-        """The causal language model with its head; its backbone is the one that embeds."""
-        return cast(PreTrainedModel, self[0].causal_lm)
+        """The causal language model that writes, with its head; in a single model its backbone also embeds."""
+        return self.question_side.model if self.question_side is not None else cast(PreTrainedModel, self[0].causal_lm)
+
+    @property
+    def on_truncate(self) -> OnTruncate:
+        """What happens when a text is longer than what is read of it: ``"warn"``, ``"error"`` or ``"ignore"``."""
+        return self._on_truncate
+
+    @on_truncate.setter
+    def on_truncate(self, value: OnTruncate) -> None:
+        load.check_on_truncate(value)
+        # A thinker that reads the encoder's own tokens stays silent: the encoder says what it cuts.
+        if self.question_side is None or self.question_side.base != ENCODER:
+            self.conversation.on_truncate = value
+        self._on_truncate = value
 
     @property
     def max_seq_length(self) -> int:
-        """Longest direct turn in tokens, template included; longer texts are cut (see ``on_truncate``)."""
-        return self.conversation.max_length
+        """Most tokens that are read of a text, template included; longer texts are cut (see ``on_truncate``).
+
+        In a single model, of a direct turn; beside a thinker it is the encoder's.
+        """
+        # The base class asks while an encoder is loaded, before there is a thinker.
+        talk = self._conversation
+        return talk.max_length if talk is not None else cast(int, cast(Transformer, self[0]).max_seq_length)
 
     @max_seq_length.setter
     def max_seq_length(self, value: int) -> None:
-        self.conversation.max_length = value
+        if self.question_side is not None:
+            encoder_with_thinker.set_max_length(self, self.question_side, value)
+            return
+        if self._conversation is not None:
+            self._conversation.max_length = value
         cast(Transformer, self[0]).max_seq_length = value
 
     def get_model_kwargs(self) -> list[str]:
         """Names of the arguments that ``encode`` takes beyond those of sentence-transformers."""
-        return list(_REASONING_OPTIONS)
+        return list(REASONING_OPTIONS)
 
-    @_with_reasoning_options(SentenceTransformer.encode)
+    @with_reasoning_options(SentenceTransformer.encode)
     def encode(
         self, *args: Any, reason: bool | None = None, max_reasoning_tokens: int | None = None, **kwargs: Any
     ) -> Any:
@@ -193,46 +229,32 @@ class ReasoningEmbedder(SentenceTransformer):
             TypeError: An item is not a text, or the budget not an integer.
             ValueError: A text, the budget or another argument is not accepted; the message names value and limits.
         """
-        if args:
-            inputs, args = args[0], args[1:]
-        elif "inputs" in kwargs or "sentences" in kwargs:
-            inputs = kwargs.pop("inputs") if "inputs" in kwargs else kwargs.pop("sentences")
-        else:
-            raise TypeError("encode needs 'inputs': a text or a sequence of texts.")
+        inputs, args = take_inputs(args, kwargs)
         if reason is not None and not isinstance(reason, bool):
             raise TypeError(f"reason must be True, False or None, got {reason!r}.")
         self.conversation.check_budget(max_reasoning_tokens)
-        texts = _as_texts(inputs)
+        texts = as_texts(inputs)
         options = inspect.signature(SentenceTransformer.encode).bind(self, texts, *args, **kwargs).arguments
         single = isinstance(inputs, str)
         embeddings = super().encode(texts, *args, reason=reason, max_reasoning_tokens=max_reasoning_tokens, **kwargs)
         if not texts:
-            return self._empty(options)
+            return empty_result(options, self.truncate_dim or self.get_embedding_dimension() or 0)
         return embeddings[0] if single else embeddings
 
-    @_with_reasoning_options(SentenceTransformer.encode_query)
+    @with_reasoning_options(SentenceTransformer.encode_query)
     def encode_query(self, *args: Any, reason: bool | None = None, **kwargs: Any) -> Any:
         """Embeds queries; thinks first unless ``reason=False``. Arguments and results as in ``encode``."""
         return super().encode_query(*args, reason=True if reason is None else reason, **kwargs)
 
-    @_with_reasoning_options(SentenceTransformer.encode_document)
+    @with_reasoning_options(SentenceTransformer.encode_document)
     def encode_document(self, *args: Any, reason: bool | None = None, **kwargs: Any) -> Any:
-        """Embeds documents in one forward pass each; thinks only if ``reason=True``. Else as ``encode``."""
+        """Embeds documents in one forward pass each. A single model can think about them, with ``reason=True``."""
+        if reason and self.question_side is not None:
+            raise ValueError(
+                "encode_document(reason=True) is not for an encoder with a thinker: documents keep the encoder's "
+                "vectors, so that an index stays valid."
+            )
         return super().encode_document(*args, reason=False if reason is None else reason, **kwargs)
-
-    async def aencode_query(self, inputs: str | Sequence[str], **kwargs: Any) -> Any:
-        """As ``encode_query``, without blocking the event loop.
-
-        Concurrent calls with the same options run together, 64 rows at once unless ``batch_size`` says otherwise.
-        """
-        return await self._encode_async("encode_query", inputs, kwargs)
-
-    async def aencode_document(self, inputs: str | Sequence[str], **kwargs: Any) -> Any:
-        """As ``encode_document``, without blocking the event loop.
-
-        Concurrent calls with the same options run together, 64 rows at once unless ``batch_size`` says otherwise.
-        """
-        return await self._encode_async("encode_document", inputs, kwargs)
 
     @overload  # a str is a sequence of str, too: the first signature that fits is meant
     def reason(  # type: ignore[overload-overlap]
@@ -277,22 +299,24 @@ class ReasoningEmbedder(SentenceTransformer):
             TypeError: An item is not a text, or the budget not an integer.
             ValueError: A text or an argument is not accepted.
         """
-        items = _as_texts(texts)
+        items = as_texts(texts)
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size <= 0:
             raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}.")
+        if not items:
+            return []
         prompt = self._resolve_prompt(None, "query") or ""
-        with torch.inference_mode():
+        with torch.inference_mode(), tqdm(total=len(items), desc="Thinking", disable=not show_progress_bar) as bar:
             self.eval()
-            prompts, generations = self._think(
-                [prompt + item for item in items], batch_size, max_reasoning_tokens, bool(show_progress_bar)
+            embeddings, prompts, generations = self._think(
+                items, prompt, batch_size, max_reasoning_tokens, bar.update, "query"
             )
-            embeddings = self._finish(torch.stack([g.state for g in generations])) if items else torch.empty(0)
+        kind = single_model if self.question_side is None else encoder_with_thinker
         vectors = embeddings.float().cpu().numpy()
         results = [
             Reasoning(
                 text=item,
                 reasoning=self.conversation.decode(generation.ids),
-                finish_reason="embed_token" if generation.finished else "length",
+                finish_reason=kind.finish_reason(generation),
                 prompt_tokens=len(ids),
                 reasoning_tokens=len(generation.ids),
                 reasoning_ids=generation.ids,
@@ -304,8 +328,14 @@ class ReasoningEmbedder(SentenceTransformer):
 
     def save(self, path: str, *args: Any, **kwargs: Any) -> None:
         """Writes a folder that the stock ``SentenceTransformer`` loads, direct mode, and this class loads whole."""
-        with saving.whole_folder(path, self.conversation.prompts) as folder:
+        if self.question_side is None:
+            with saving.whole_folder(path, self.conversation.prompts) as folder:
+                super().save(str(folder), *args, **kwargs)
+            return
+        probes = self.probe().tolist()
+        with saving.whole_encoder(path) as folder:
             super().save(str(folder), *args, **kwargs)
+            thinker_folder.save_question_side(self.question_side, folder, encoder=self.encoder_name, probes=probes)
 
     def _inference(  # type: ignore[override] # the base class of the base class knows no keywords
         self,
@@ -323,115 +353,97 @@ class ReasoningEmbedder(SentenceTransformer):
         max_reasoning_tokens: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Takes the place of the base class's batch loop, pool workers included: the engine computes."""
-        kwargs.pop("task", None)
+        """Replaces the base class's batch loop by the engine; pool workers call it too."""
+        task = kwargs.pop("task", None)
         if kwargs:
             raise ValueError(
-                f"encode does not take {sorted(kwargs)}; beyond the stock ones it takes {_REASONING_OPTIONS}."
+                f"encode does not take {sorted(kwargs)}; beyond the stock ones it takes {REASONING_OPTIONS}."
             )
         if output_value != "sentence_embedding":
             if reason:
                 raise ValueError(f"output_value={output_value!r} is for direct embeddings only; pass reason=False.")
-            return super()._inference(
-                inputs,
-                prompt=prompt,
-                batch_size=batch_size,
-                show_progress_bar=show_progress_bar,
-                output_value=output_value,
-                save_to_cpu=save_to_cpu,
-                normalize_embeddings=normalize_embeddings,
-                truncate_dim=truncate_dim,
-                device=device,
-            )
+            stock: dict[str, Any] = {"prompt": prompt, "batch_size": batch_size, "output_value": output_value}
+            stock |= {"show_progress_bar": show_progress_bar, "save_to_cpu": save_to_cpu, "device": device}
+            stock |= {"normalize_embeddings": normalize_embeddings, "truncate_dim": truncate_dim}
+            stock |= {"task": task} if self.question_side is not None and task else {}
+            return super()._inference(inputs, **stock)
         self._resolve_inference_device(device)
-        texts = [prompt + text for text in inputs] if prompt else inputs
-        with torch.inference_mode():
+        if not inputs:
+            return torch.empty(0)
+        # Where P is zero, thinking changes nothing and is left out.
+        reason = bool(reason) and (self.question_side is None or self.question_side.moves)
+        label = "Thinking" if reason else "Embedding"
+        with torch.inference_mode(), tqdm(total=len(inputs), desc=label, disable=not show_progress_bar) as bar:
             self.eval()
-            if not texts:
-                return torch.empty(0)
             if reason:
-                _, generations = self._think(texts, batch_size, max_reasoning_tokens, show_progress_bar)
-                states = torch.stack([generation.state for generation in generations])
+                embeddings = self._think(inputs, prompt or "", batch_size, max_reasoning_tokens, bar.update, task)[0]
             else:
-                turns = self.conversation.direct_ids(texts)
-                with tqdm(total=len(turns), desc="Embedding", disable=not show_progress_bar) as bar:
-                    states = forward.embed(self.causal_lm, turns, batch_size=batch_size, progress=bar.update)
-            embeddings = self._finish(states)
+                embeddings = self._embed(inputs, prompt or "", batch_size, bar.update, task)
             if truncate_dim is not None:
                 embeddings = truncate_embeddings(embeddings, truncate_dim)
             if normalize_embeddings:
                 embeddings = nn.functional.normalize(embeddings, p=2, dim=1)
             return embeddings.cpu() if save_to_cpu else embeddings
 
+    def _embed(
+        self, texts: Sequence[str], prompt: str, batch_size: int, progress: Callable[[int], object], task: str | None
+    ) -> Tensor:
+        """The vectors without thinking, shape (texts, dimension)."""
+        if self.question_side is None:
+            return single_model.embed(self, self.conversation, texts, prompt, batch_size, progress)
+        return encoder_with_thinker.embed(
+            self, texts, prompt, batch_size, progress, on_truncate=self.on_truncate, task=task
+        )
+
     def _think(
-        self, texts: list[str], batch_size: int, max_reasoning_tokens: int | None, show_progress_bar: bool
-    ) -> tuple[list[list[int]], list[decode.Generation]]:
-        budget = self.conversation.check_budget(max_reasoning_tokens)
-        prompts = self.conversation.reasoning_ids(texts, budget)
-        with tqdm(total=len(prompts), desc="Thinking", disable=not show_progress_bar) as bar:
-            generations = decode.think(
-                self.causal_lm,
-                prompts,
-                embed_token_id=self.conversation.embed_token_id,
-                max_new_tokens=budget,
-                stop_token_ids=decode.stop_token_ids(self.causal_lm),
-                batch_size=batch_size,
-                distinct=self.conversation.prompts.distinct_tokens,
-                progress=bar.update,
-            )
-        return prompts, generations
+        self,
+        texts: Sequence[str],
+        prompt: str,
+        batch_size: int,
+        budget: int | None,
+        progress: Callable[[int], object],
+        task: str | None,
+    ) -> tuple[Tensor, list[list[int]], list[decode.Generation]]:
+        """The vectors after thinking, and for each text the prompt as token ids and what was written."""
+        side = self.question_side
+        if side is None:
+            return single_model.think(self, self.conversation, texts, prompt, batch_size, budget, progress)
+        return encoder_with_thinker.think(
+            self, side, texts, prompt, batch_size, budget, progress, on_truncate=self.on_truncate, task=task
+        )
 
-    def _finish(self, states: Tensor) -> Tensor:
-        """Sends hidden states through the modules behind the pooling: normalisation, and what a user has appended."""
-        features = {"sentence_embedding": states}
-        for module in list(self.children())[2:]:
-            features = module(features)
-        return features["sentence_embedding"]
+    def probe(self) -> np.ndarray:
+        """The encoder's vectors of the probe texts."""
+        with torch.inference_mode():
+            self.eval()
+            texts = encoder_identity.PROBES
+            return self._embed(texts, "", len(texts), lambda _: None, None).float().cpu().numpy()
 
-    def _empty(self, options: Mapping[str, Any]) -> Any:
-        """The result for an empty list of texts: no rows, and the right number of columns."""
-        columns = options.get("truncate_dim") or self.truncate_dim or self.get_embedding_dimension() or 0
-        precision = options.get("precision", "float32")
-        if precision in ("binary", "ubinary"):
-            columns //= 8
-        dtype = {"float32": np.float32, "int8": np.int8, "uint8": np.uint8, "binary": np.int8, "ubinary": np.uint8}[
-            precision
-        ]
-        empty = np.empty((0, columns), dtype=dtype)
-        if options.get("convert_to_tensor"):
-            return torch.from_numpy(empty)
-        return empty if options.get("convert_to_numpy", True) else []
+    def check_index(self, texts: Sequence[str], vectors: Any, rows: int = 16) -> encoder_identity.IndexCheck:
+        """Embeds a few rows of an index again, and says whether it was made by this encoder from these texts.
 
-    async def _encode_async(self, method: str, inputs: str | Sequence[str], options: dict[str, Any]) -> Any:
-        texts = _as_texts(inputs)
-        if self._coalescer is None:
-            self._coalescer = Coalescer(self._encode_merged)
-        key = (method, tuple(sorted(options.items())))
-        try:
-            hash(key)
-        except TypeError:
-            raise TypeError(
-                f"Async calls take only plain options (numbers, texts, True, False), got {options!r}."
-            ) from None
-        rows = await asyncio.wrap_future(self._coalescer.submit(key, texts))
-        if isinstance(inputs, str):
-            return rows[0]
-        return rows
+        Args:
+            texts: The texts of the index, as they were embedded.
+            vectors: Its vectors in the same order, shape (texts, dimension).
+            rows: How many rows to embed again.
 
-    def _encode_merged(self, key: tuple[str, tuple[tuple[str, Any], ...]], texts: list[str]) -> Any:
-        method, options = key
-        return getattr(self, method)(texts, **{"batch_size": _ROWS_OF_CALLS, **dict(options)})
+        Raises:
+            ValueError: There is nothing to compare, or the numbers of texts and vectors differ.
+        """
+        name = self.encoder_name if self.question_side is not None else "this model"
+        return encoder_identity.check_index(self.encode_document, name, texts, vectors, rows)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Threads and locks can't be copied or sent to pool workers; the first async call starts a new one.
-        return {**self.__dict__, "_coalescer": None}
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:
+        # What ``to``, ``half``, ``cuda`` and the like call. P stays in float32.
+        super()._apply(fn, *args, **kwargs)
+        if self.question_side is not None:
+            self.question_side.model._apply(fn)
+            self.question_side.projection = self.question_side.projection.to(self.question_side.model.device)
+        return self
 
-
-def _as_texts(inputs: Any) -> list[str]:
-    """A text or a sequence of texts as a list, or an error that names what came instead."""
-    if isinstance(inputs, str):
-        return check_texts([inputs])
-    if isinstance(inputs, bytes | bytearray | Mapping | set | frozenset) or not isinstance(inputs, Iterable):
-        shown = shorten(repr(inputs), 80)
-        raise TypeError(f"inputs must be a str or a sequence of str, got {shown} of type {type(inputs).__name__}.")
-    return check_texts(inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs))
+    def train(self, mode: bool = True) -> Self:
+        """Sets training or evaluation mode, of the thinker too."""
+        super().train(mode)
+        if self.question_side is not None:
+            self.question_side.model.train(mode)
+        return self

@@ -21,11 +21,35 @@ def test_encode_lines_to_npy(command: Command, embedder: ReasoningEmbedder, tmp_
     vectors = np.load(tmp_path / "v.npy")
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, embedder.encode(["one", "", "thrée"]), atol=1e-6)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.txt", "v.npy"], "no temporary file stays"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.txt", "v.npy", "v.npy.encoder.json"], (
+        "no temporary file stays"
+    )
 
     (tmp_path / "texts.txt").write_text("other")
     assert command("encode", tmp_path / "texts.txt", "-o", tmp_path / "v.npy", "--force").code == 0
     assert np.load(tmp_path / "v.npy").shape == (1, 32)
+
+
+def test_vectors_know_their_encoder(
+    command: Command, joined_checkpoint: Path, qwen2_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "texts.txt").write_text("one\ntwo")
+    documents, queries = tmp_path / "d.npy", tmp_path / "q.npy"
+    encode = ("encode", tmp_path / "texts.txt", "--model")
+    assert command(*encode, joined_checkpoint, "--as", "document", "-o", documents).code == 0
+    assert json.loads((tmp_path / "d.npy.encoder.json").read_text())["encoder"] == "encoder"
+
+    code, _, err = command(*encode, joined_checkpoint, "--as", "query", "-o", queries, "--for", documents)
+    assert code == 0 and "warning" not in err
+    message = command.fails(*encode, qwen2_checkpoint, "-o", tmp_path / "other.npy", "--for", documents)
+    assert f"--for {documents}: its vectors are of 'encoder'" in message and not (tmp_path / "other.npy").exists()
+
+    (tmp_path / "d.npy.encoder.json").unlink()
+    code, _, err = command(*encode, joined_checkpoint, "-o", queries, "--for", documents, "--force")
+    assert code == 0 and "vectors of 0.1.0 are of another space" in err
+    (tmp_path / "d.npy.encoder.json").write_text("[]")
+    assert "no note of an encoder" in command.fails(*encode, joined_checkpoint, "-o", "x.npy", "--for", documents)
+    assert "no such file" in command.fails(*encode, joined_checkpoint, "-o", "x.npy", "--for", "nowhere.npy")
 
 
 def test_encode_jsonl_keeps_ids_and_text(command: Command, embedder: ReasoningEmbedder, tmp_path: Path) -> None:

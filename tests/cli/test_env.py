@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
+from searchr3_embed.checkpoint import locate
 from searchr3_embed.cli import bug_report
 from searchr3_embed.cli import main as cli
 from tests.cli.command import Command
@@ -23,6 +25,19 @@ def test_env_reports_what_a_bug_report_needs(command: Command) -> None:
     assert "searchr3-mini" in report["packaged checkpoint"]["folder"]
     assert report["cache"] == {"folder": str(command.cache), "files": 0, "bytes": 0}
     assert "sentence-transformers: " in command("env").out
+
+
+def test_env_names_encoder_and_thinker(
+    command: Command, joined_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locate, "packaged_folder", lambda: joined_checkpoint)
+    report = json.loads(command("env", "--json").out)["packaged checkpoint"]
+    assert (report["encoder"], report["thinker"], report["dtype"]) == (
+        "encoder",
+        "the encoder's own layers",
+        "float32",
+    )
+    assert {"sha256 of model.safetensors", "sha256 of thinker/projection.safetensors"} <= set(report)
 
 
 def test_env_survives_a_broken_installation(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

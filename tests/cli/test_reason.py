@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from searchr3_embed import ReasoningEmbedder
+from searchr3_embed.kinds import encoder_with_thinker
 from tests.cli.command import Command
 
 
@@ -28,6 +31,17 @@ def test_reason(command: Command, embedder: ReasoningEmbedder) -> None:
     code, out, _ = command("reason", "why?", "--max-reasoning-tokens", "0")
     assert code == 0
     assert "question:  why?\nreasoning: (nothing)\n" in out and ", 0 reasoning\n" in out
+
+
+def test_nothing_to_add_is_said_plainly(
+    command: Command, joined_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, small_stdlib: object
+) -> None:
+    monkeypatch.setattr(encoder_with_thinker, "finish_reason", lambda generation: "nothing_to_add")
+    model = ("--model", joined_checkpoint)
+    out = command("reason", "why?", *model).out
+    assert "reasoning: (nothing to add)\nfinish:    nothing_to_add (the vector is the encoder's)\n" in out
+    assert "reasoning: (nothing to add)\n" in command("search", "--stdlib", "why?", *model).out
+    assert command("demo", *model).out.count("thinks:  (nothing to add)\n") == 6
 
 
 def test_nothing_but_the_answer_is_printed(mini_checkpoint: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import time
@@ -14,7 +15,7 @@ import torch
 
 from searchr3_embed import ReasoningEmbedder
 from searchr3_embed.search import vector_cache
-from searchr3_embed.search.vector_cache import cached_vectors, default_cache_folder, model_fingerprint
+from searchr3_embed.search.vector_cache import cached_vectors, default_cache_folder, document_fingerprint
 
 
 class Encoder:
@@ -39,11 +40,13 @@ def encoder() -> Encoder:
     return Encoder()
 
 
+# Of the encoder that the tests stand for.
+PROBES = np.eye(4, 8, dtype=np.float32)
 TEXTS = ["alpha", "beta is longer", "gamma", "delta"]
 
 
 def run(folder: Path, encoder: Encoder, texts: list[str], **changed: object) -> vector_cache.CachedVectors:
-    options = {"source": "docs", "fingerprint": "model 1", **changed}
+    options = {"source": "docs", "fingerprint": "model 1", "probes": PROBES, **changed}
     result = cached_vectors(texts, encoder, folder=folder, **options)  # type: ignore[arg-type]
     np.testing.assert_array_equal(result.vectors, Encoder.expected(texts))
     assert result.vectors.dtype == np.float32
@@ -178,7 +181,7 @@ def test_what_was_done_before_an_interruption_is_kept(
         return encoder(texts)
 
     with pytest.raises(KeyboardInterrupt):
-        cached_vectors(TEXTS, interrupted, folder=tmp_path, source="docs", fingerprint="model 1")
+        cached_vectors(TEXTS, interrupted, folder=tmp_path, source="docs", fingerprint="model 1", probes=PROBES)
 
     result = run(tmp_path, encoder, TEXTS)
     assert (result.reused, result.encoded) == (2, 2)
@@ -197,12 +200,14 @@ def test_a_folder_that_cannot_be_written_costs_a_warning_only(
 
 def test_an_encoder_that_loses_rows_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one vector a text"):
-        cached_vectors(TEXTS, lambda texts: np.zeros((1, 4)), folder=tmp_path, source="docs", fingerprint="m")
+        cached_vectors(
+            TEXTS, lambda texts: np.zeros((1, 4)), folder=tmp_path, source="docs", fingerprint="m", probes=PROBES
+        )
     assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_no_texts(tmp_path: Path, encoder: Encoder) -> None:
-    result = cached_vectors([], encoder, folder=tmp_path, source="docs", fingerprint="m")
+    result = cached_vectors([], encoder, folder=tmp_path, source="docs", fingerprint="m", probes=PROBES)
     assert len(result.vectors) == 0 and not encoder.texts
 
 
@@ -215,16 +220,58 @@ def test_unusual_texts_and_source_names(tmp_path: Path, encoder: Encoder) -> Non
 
 def test_the_fingerprint_tells_models_apart(mini_checkpoint: Path, qwen2_checkpoint: Path) -> None:
     embedder = ReasoningEmbedder(mini_checkpoint, device="cpu")
-    first = model_fingerprint(embedder)
-    assert first == model_fingerprint(ReasoningEmbedder(mini_checkpoint, device="cpu")), "the same in every process"
-    assert first != model_fingerprint(ReasoningEmbedder(qwen2_checkpoint, device="cpu"))
+    first = document_fingerprint(embedder)
+    assert first == document_fingerprint(ReasoningEmbedder(mini_checkpoint, device="cpu")), "the same in every process"
+    assert first != document_fingerprint(ReasoningEmbedder(qwen2_checkpoint, device="cpu"))
 
     embedder.max_seq_length = embedder.max_seq_length - 1
-    shorter = model_fingerprint(embedder)
+    shorter = document_fingerprint(embedder)
     assert shorter != first
     with torch.no_grad():
         next(embedder.causal_lm.parameters()).add_(0.01)
-    assert model_fingerprint(embedder) != shorter
+    assert document_fingerprint(embedder) != shorter
+
+
+def test_another_encoder_of_the_same_name_is_told_and_shares_nothing(
+    tmp_path: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(tmp_path, encoder, TEXTS)
+    assert run(tmp_path, encoder, TEXTS, probes=PROBES.astype(np.float16) * 1.001).encoded == 0, (
+        "a copy of less precision"
+    )
+    assert not caplog.records
+
+    other = run(tmp_path, encoder, TEXTS, probes=PROBES[::-1])
+    assert (other.reused, other.encoded) == (0, 4)
+    assert len(caplog.records) == 1 and "another encoder of the same name" in caplog.text
+    assert run(tmp_path, encoder, TEXTS, probes=PROBES[::-1]).encoded == 0
+
+
+def test_vectors_of_the_first_release_are_named_once(
+    tmp_path: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    for source in ("docs", "docs "):  # both are called docs-... in the folder
+        identity = json.dumps([1, "weights of 0.1.0", source, {}])
+        former = vector_cache._cache_path(tmp_path, source, identity)
+        np.savez(former, keys=np.zeros((1, 16), np.uint8), vectors=np.ones((1, 8), np.float32), identity=identity)
+
+    assert run(tmp_path, encoder, TEXTS).encoded == 4
+    former = vector_cache._cache_path(tmp_path, "docs", json.dumps([1, "weights of 0.1.0", "docs", {}]))
+    assert [record.args for record in caplog.records] == [(former,)] and "of another space" in caplog.text
+    assert run(tmp_path, encoder, TEXTS).encoded == 0
+    assert len(caplog.records) == 1
+
+
+def test_documents_belong_to_the_encoder_not_to_its_thinker(joined_checkpoint: Path, mini_checkpoint: Path) -> None:
+    embedder = ReasoningEmbedder(joined_checkpoint, device="cpu")
+    first = document_fingerprint(embedder)
+    embedder.encode_document(["a text that is padded", "and another"], batch_size=1)
+    assert embedder.question_side is not None
+    embedder.question_side.projection += 1
+    assert document_fingerprint(embedder) == first
+    embedder.max_seq_length = embedder.max_seq_length - 1
+    assert document_fingerprint(embedder) != first
+    assert document_fingerprint(ReasoningEmbedder(mini_checkpoint, device="cpu")) != first
 
 
 def test_what_a_kill_interrupts_is_kept_too(tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +287,7 @@ def test_what_a_kill_interrupts_is_kept_too(tmp_path: Path, encoder: Encoder, mo
         time.sleep(0.05)
         return encoder(texts)
 
-    cached_vectors(TEXTS, watched, folder=tmp_path, source="docs", fingerprint="model 1")
+    cached_vectors(TEXTS, watched, folder=tmp_path, source="docs", fingerprint="model 1", probes=PROBES)
     assert stored and stored == sorted(stored)
     assert run(tmp_path, encoder, TEXTS).encoded == 0
 
@@ -257,7 +304,7 @@ def test_only_the_owner_reads_what_is_kept(tmp_path: Path, encoder: Encoder) -> 
 
 
 def test_without_a_folder_nothing_is_kept(encoder: Encoder) -> None:
-    result = cached_vectors(TEXTS, encoder, folder=None, source="docs", fingerprint="model 1")
+    result = cached_vectors(TEXTS, encoder, folder=None, source="docs", fingerprint="model 1", probes=PROBES)
     np.testing.assert_array_equal(result.vectors, Encoder.expected(TEXTS))
     assert result.path is None and result.encoded == 4
 

@@ -1,7 +1,7 @@
 """A name, a folder or a hub id in; weights, tokenizer and conversation out; and what saving writes.
 
-``locate`` finds the folder, ``load`` reads it (``released`` helps with foreign ones), ``saving`` writes one; all of
-them may be imported from outside. It knows files, the hub and transformers' models; it never embeds anything.
+``locate`` finds the folder, ``load`` reads it (``released_prompts`` helps with foreign ones), ``saving`` writes one;
+all may be imported from outside. It knows files, the hub and transformers' models; it never embeds anything.
 """
 
 

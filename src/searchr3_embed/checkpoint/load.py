@@ -16,10 +16,10 @@ from typing import Any, cast, get_args
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from searchr3_embed.checkpoint import CheckpointError, released
+from searchr3_embed.checkpoint import CheckpointError, released_prompts
 from searchr3_embed.conversation import Conversation, OnTruncate, find_embed_token
 from searchr3_embed.files import first_line
-from searchr3_embed.prompts import PROMPTS_FILE, Prompts
+from searchr3_embed.prompt_words import PROMPTS_FILE, Prompts
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -83,7 +83,7 @@ def load(
     try:
         prompts = _prompts(name, folder, tokenizer, system_prompts)
         positions = int(getattr(config, "max_position_embeddings", 0) or tokenizer.model_max_length)
-        most = positions if (folder / PROMPTS_FILE).exists() else min(positions, released.MAX_LENGTH)
+        most = positions if (folder / PROMPTS_FILE).exists() else min(positions, released_prompts.MAX_LENGTH)
         conversation = Conversation(
             tokenizer,
             prompts,
@@ -95,7 +95,7 @@ def load(
         raise
     except ValueError as error:
         raise CheckpointError(f"{name!r}: {error}") from error
-    return Checkpoint(name, folder, _load_model(name, folder, config, device, model_kwargs), tokenizer, conversation)
+    return Checkpoint(name, folder, load_model(name, folder, config, device, model_kwargs), tokenizer, conversation)
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -118,8 +118,17 @@ def _check_arguments(system_prompts: Mapping[str, str] | None, on_truncate: str)
         or not all(isinstance(prompt, str) for prompt in system_prompts.values())
     ):
         raise ValueError(f"system_prompts must hold the texts 'direct' and 'reasoning', got {system_prompts!r}.")
-    if on_truncate not in get_args(OnTruncate):
-        raise ValueError(f"on_truncate must be one of {list(get_args(OnTruncate))}, got {on_truncate!r}.")
+    check_on_truncate(on_truncate)
+
+
+def check_on_truncate(value: str) -> None:
+    """Refuses what is no way to treat long texts.
+
+    Raises:
+        ValueError: It is none of ``"warn"``, ``"error"`` and ``"ignore"``.
+    """
+    if value not in get_args(OnTruncate):
+        raise ValueError(f"on_truncate must be one of {list(get_args(OnTruncate))}, got {value!r}.")
 
 
 def _check_files(name: object, folder: Path) -> None:
@@ -143,13 +152,13 @@ def _prompts(
         prompts = Prompts()
         find_embed_token(tokenizer, prompts.embed_token)
         if system_prompts is None:
-            if not (folder / released.EXAMPLE_FILE).is_file():
+            if not (folder / released_prompts.EXAMPLE_FILE).is_file():
                 raise CheckpointError(
                     f"{name!r} knows the embed token but holds no prompts (neither {PROMPTS_FILE} nor "
-                    f"{released.EXAMPLE_FILE}): pass system_prompts={{'direct': ..., 'reasoning': ...}} with the "
-                    "words it was trained with."
+                    f"{released_prompts.EXAMPLE_FILE}): pass system_prompts={{'direct': ..., 'reasoning': ...}} "
+                    "with the words it was trained with."
                 )
-            system_prompts = released.read_prompts(folder / released.EXAMPLE_FILE)
+            system_prompts = released_prompts.read_prompts(folder / released_prompts.EXAMPLE_FILE)
     if system_prompts is not None:
         prompts = dataclasses.replace(
             prompts, direct_system=system_prompts["direct"], reasoning_system=system_prompts["reasoning"]
@@ -157,9 +166,14 @@ def _prompts(
     return prompts
 
 
-def _load_model(
+def load_model(
     name: object, folder: Path, config: Any, device: str | torch.device, model_kwargs: Mapping[str, Any] | None
 ) -> PreTrainedModel:
+    """The whole causal language model of a folder, in evaluation mode.
+
+    Raises:
+        CheckpointError: It is no causal language model, or its weights are damaged or incomplete.
+    """
     # Said aloud: without it, transformers asks at a terminal whether to run code that stands in the folder.
     options = {"trust_remote_code": False, **(model_kwargs or {})}
     if "torch_dtype" in options:

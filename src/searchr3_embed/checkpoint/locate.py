@@ -10,12 +10,13 @@ import threading
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from searchr3_embed.checkpoint import CheckpointError
-from searchr3_embed.checkpoint.released import EXAMPLE_FILE
+from searchr3_embed.checkpoint.released_prompts import EXAMPLE_FILE
 from searchr3_embed.files import first_line
 
 PACKAGED = "searchr3"
@@ -32,6 +33,13 @@ _NETWORK_PROBE_SECONDS = 1.0
 def packaged_folder() -> Path:
     """Folder of the packaged default weights."""
     return Path(str(importlib.resources.files("searchr3_embed"))) / "weights" / "searchr3-mini"
+
+
+def take_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Takes the arguments of :func:`find` out of those of a ``SentenceTransformer``."""
+    options = {name: kwargs.pop(name, None) for name in ("revision", "token", "cache_folder")}
+    options["cache_folder"] = options["cache_folder"] or os.getenv("SENTENCE_TRANSFORMERS_HOME")
+    return options | {"local_files_only": bool(kwargs.pop("local_files_only", False))}
 
 
 def find(

@@ -15,7 +15,7 @@ from sentence_transformers.sentence_transformer.modules import Transformer
 
 from searchr3_embed.checkpoint.load import WEIGHT_FILES
 from searchr3_embed.files import replacing_files, write_json
-from searchr3_embed.prompts import Prompts
+from searchr3_embed.prompt_words import Prompts
 
 _SHARD = re.compile(r"(model|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)")
 
@@ -34,10 +34,26 @@ def whole_folder(path: str | Path, prompts: Prompts) -> Iterator[Path]:
     Raises:
         OSError: The folder can't be written.
     """
-    with replacing_files(path) as scratch:
+    with whole_encoder(path) as scratch:
         yield scratch
         prompts.save(scratch)
         _name_the_stock_class(scratch / "modules.json")
+
+
+@contextlib.contextmanager
+def whole_encoder(path: str | Path) -> Iterator[Path]:
+    """Gives an empty folder for the files of an encoder and its thinker, and moves all to ``path`` at the end.
+
+    Other files stay, and weights of an earlier saving go, as for :func:`whole_folder`.
+
+    Args:
+        path: Where the files belong.
+
+    Raises:
+        OSError: The folder can't be written.
+    """
+    with replacing_files(path) as scratch:
+        yield scratch
         written = {file.name for file in scratch.iterdir()}
     for file in Path(path).iterdir():
         if (file.name in WEIGHT_FILES or _SHARD.fullmatch(file.name)) and file.name not in written:

@@ -86,15 +86,21 @@ def _torch_report() -> dict[str, Any]:
 
 
 def _checkpoint_report() -> dict[str, Any]:
-    from searchr3_embed.checkpoint import load, locate
+    from searchr3_embed.checkpoint import load, locate, thinker
+    from searchr3_embed.question_side import ENCODER
 
     folder = locate.packaged_folder()
     if not (folder / "config.json").is_file():
         return {"folder": str(folder), "error": "missing: this installation has no packaged weights"}
     report = dict(load.describe(folder))
-    for weights in sorted(folder.glob("*.safetensors")):
+    if thinker.has_thinker(folder):
+        settings = thinker.read_settings(folder)
+        shares = settings.base == ENCODER
+        report |= {"encoder": settings.encoder, "thinker": "the encoder's own layers" if shares else settings.base}
+    for weights in sorted(folder.rglob("*.safetensors")):
         with open(weights, "rb") as file:
-            report[f"sha256 of {weights.name}"] = hashlib.file_digest(file, "sha256").hexdigest()
+            name = weights.relative_to(folder).as_posix()
+            report[f"sha256 of {name}"] = hashlib.file_digest(file, "sha256").hexdigest()
     return report
 
 

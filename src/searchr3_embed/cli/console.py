@@ -10,9 +10,12 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from searchr3_embed.cli.arguments import STDIN, CommandError
+
+if TYPE_CHECKING:
+    from searchr3_embed.reasoning_trace import Reasoning
 
 
 def note(text: str) -> None:
@@ -70,6 +73,13 @@ def questions(words: Sequence[str]) -> Iterator[str]:
                     break
                 if line.strip():
                     yield line.strip()
+
+
+def reasoning_text(reasoning: Reasoning) -> str:
+    """What was thought, in one line, or that it was nothing."""
+    if reasoning.finish_reason == "nothing_to_add":
+        return "(nothing to add)"
+    return " ".join(reasoning.reasoning.split()) or "(nothing)"
 
 
 def one_line(error: BaseException) -> str:

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING
 
 from searchr3_embed.cli.arguments import add_cache_option, add_model_options
 from searchr3_embed.cli.console import note
-from searchr3_embed.cli.search import indexed
+from searchr3_embed.cli.search import indexed, with_length
 from searchr3_embed.files import shorten
 
 if TYPE_CHECKING:
     from searchr3_embed.search.index import Answer, Hit, PassageIndex
 
 SUMMARY = "ask Python's own documentation six everyday questions, with and without reasoning"
-EPILOG = "The first run encodes some thousands of entries; later runs find them in the cache folder."
+EPILOG = """\
+The documents have the encoder's vectors; only the questions think. The first run encodes some thousands of
+entries; later runs find them in the cache folder."""
 
 QUESTIONS = (
     "How do I parse a date string?",
@@ -97,10 +99,9 @@ def comparison(thought: Answer, direct: Answer, width: int) -> list[str]:
     """
     lines: list[str] = []
     if thought.reasoning is not None:
-        text = thought.reasoning.reasoning or "(nothing)"
-        end = "" if thought.reasoning.finish_reason == "embed_token" else ", cut at the budget"
-        text = f"{' '.join(text.split())}  [{thought.reasoning.reasoning_tokens} tokens{end}]"
-        lines += textwrap.wrap(text, width, initial_indent="thinks:  ", subsequent_indent="         ")
+        lines += textwrap.wrap(
+            with_length(thought.reasoning), width, initial_indent="thinks:  ", subsequent_indent="         "
+        )
     side_by_side = width >= _NARROWEST_SIDE_BY_SIDE
     column = (width - 3) // 2 if side_by_side else width
     columns = []

@@ -27,7 +27,9 @@ examples:
   echo "how tall is Everest?" | searchr3 encode - --as query
 
 A .npy output is a float32 array of shape (texts, dimension). A .jsonl output and the standard output hold
-one object a text: {"id": ..., "text": ..., "embedding": [...]} (no id for plain lines)."""
+one object a text: {"id": ..., "text": ..., "embedding": [...]} (no id for plain lines). Beside the
+output, NAME.encoder.json says which encoder made it; --for FILE makes sure that the vectors of FILE are of the
+same one."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="INPUT", help="a file with one text a line, a .jsonl file, or - for stdin")
     parser.add_argument("-o", "--output", metavar="FILE", help="a .npy or .jsonl file (default: JSONL on stdout)")
     parser.add_argument("--force", action="store_true", help="replace the output if it exists")
+    parser.add_argument(
+        "--for",
+        dest="partner",
+        metavar="FILE",
+        help="vectors that the new ones will be compared with: stop if another encoder made them",
+    )
     parser.add_argument(
         "--as",
         dest="kind",
@@ -54,6 +62,9 @@ def run(args: argparse.Namespace) -> None:
         _check_output(output, args.force)
     passages = _read_input(args.input, args.format, args.field)
     embedder = load(args.model, device=args.device, verbose=args.verbose)
+    name = embedder.encoder_name or args.model
+    if args.partner is not None:
+        _check_partner(args.partner, name, embedder.probe())
     encode = {"query": embedder.encode_query, "document": embedder.encode_document, "text": embedder.encode}[args.kind]
     vectors = encode(
         [passage.text for passage in passages],
@@ -68,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
         return
     import numpy as np
 
+    from searchr3_embed import encoder_identity
     from searchr3_embed.files import replacing
 
     with replacing(output) as file:
@@ -76,6 +88,7 @@ def run(args: argparse.Namespace) -> None:
         else:
             for line in _embedding_lines(passages, vectors):
                 file.write(line.encode() + b"\n")
+    encoder_identity.write_note(output, name, embedder.probe())
     note(f"{len(vectors):,} vectors of {vectors.shape[1]} numbers in {output}")
 
 
@@ -88,6 +101,22 @@ def _check_output(output: Path, force: bool) -> None:
         raise CommandError(f"{output}: exists already; pass --force to replace it")
     if not output.absolute().parent.is_dir():
         raise CommandError(f"{output}: there is no folder {str(output.parent)!r}")
+
+
+def _check_partner(partner: str, name: str, probes: np.ndarray) -> None:
+    """Stops where the vectors of a file are another encoder's; says so where nothing tells whose they are."""
+    from searchr3_embed import encoder_identity
+
+    if not Path(partner).is_file():
+        raise CommandError(f"--for {partner}: there is no such file")
+    noted = encoder_identity.read_note(partner)
+    if noted is None:
+        note(
+            f"searchr3: warning: nothing is noted beside {partner} about its encoder, as version 0.1.0 did: vectors "
+            "of 0.1.0 are of another space"
+        )
+    elif not encoder_identity.same_space(probes, noted[1]):
+        raise CommandError(f"--for {partner}: its vectors are of {noted[0]!r}, and {name!r} is another encoder")
 
 
 def _read_input(name: str, form: str | None, field: str) -> list[Passage]:

@@ -15,14 +15,22 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from searchr3_embed.cli import demo, encode, env, reason, save, search
+from searchr3_embed.cli import demo, encode, env, join, reason, save, search
 from searchr3_embed.cli.arguments import STDIN, Parser
 from searchr3_embed.cli.console import one_line, quiet_libraries, usable_streams
 
-COMMANDS = {"encode": encode, "search": search, "reason": reason, "save": save, "env": env, "demo": demo}
+COMMANDS = {
+    "encode": encode,
+    "search": search,
+    "reason": reason,
+    "save": save,
+    "join": join,
+    "env": env,
+    "demo": demo,
+}
 """Name -> module with ``SUMMARY``, ``EPILOG``, ``add_arguments(parser)`` and ``run(args)``."""
 
-_DESCRIPTION = "Text embeddings from a language model that thinks before it embeds."
+_DESCRIPTION = "Text embeddings: the vectors of the index you have, questions that think."
 _EPILOG = """\
 examples:
   searchr3 demo                                        six questions to Python's own documentation
@@ -30,6 +38,7 @@ examples:
   searchr3 reason "why is the sky blue?"               see what the model thinks about a question
   searchr3 encode texts.jsonl --as document -o v.npy   vectors for a file of texts
   searchr3 save searchr3 ./searchr3                    a folder for SentenceTransformer('searchr3')
+  searchr3 join BAAI/bge-small-en-v1.5 --out ./mine    an encoder of yours, and an untrained thinker
   searchr3 env                                         what a bug report needs
 
 Each command explains itself: searchr3 search --help"""

@@ -6,7 +6,7 @@ import argparse
 import time
 
 from searchr3_embed.cli.arguments import add_model_options
-from searchr3_embed.cli.console import as_json, questions
+from searchr3_embed.cli.console import as_json, questions, reasoning_text
 from searchr3_embed.cli.model import load
 
 SUMMARY = "print what the model thinks about a text before it embeds it"
@@ -14,6 +14,13 @@ EPILOG = """\
 examples:
   searchr3 reason "why is the sky blue?"
   searchr3 reason - --json < questions.txt              one object a line, without the embedding"""
+
+
+_MEANING = {
+    "embed_token": "closed by the model",
+    "length": "cut at the budget",
+    "nothing_to_add": "the vector is the encoder's",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +51,7 @@ def run(args: argparse.Namespace) -> None:
             print(as_json(record), flush=True)
             continue
         print(f"question:  {trace.text}")
-        print(f"reasoning: {trace.reasoning or '(nothing)'}")
-        meaning = "closed by the model" if trace.finish_reason == "embed_token" else "cut at the budget"
-        print(f"finish:    {trace.finish_reason} ({meaning})")
+        print(f"reasoning: {reasoning_text(trace)}")
+        print(f"finish:    {trace.finish_reason} ({_MEANING[trace.finish_reason]})")
         print(f"tokens:    {trace.prompt_tokens} prompt, {trace.reasoning_tokens} reasoning")
         print(f"time:      {1000 * seconds:.0f} ms\n", flush=True)

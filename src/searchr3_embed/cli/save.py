@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from searchr3_embed.cli.arguments import CommandError
 from searchr3_embed.cli.console import note
 from searchr3_embed.cli.model import load
+
+if TYPE_CHECKING:
+    from searchr3_embed.embedder import ReasoningEmbedder
 
 SUMMARY = "write a model into a folder that sentence-transformers loads as it is"
 EPILOG = """\
@@ -26,21 +30,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Load and save. A full disk leaves neither half a model nor a spoilt one."""
-    from searchr3_embed.files import remove_unfinished, replacing_files
+    """Load and save."""
+    target = empty_target(args.folder, args.force)
+    write(load(args.name, device="cpu", verbose=args.verbose), target)
+    note(f"{args.name} is saved in {target}; SentenceTransformer({args.folder!r}) loads it")
 
-    target = Path(args.folder)
+
+def empty_target(folder: str, force: bool) -> Path:
+    """The folder to write into.
+
+    Raises:
+        CommandError: It is a file, or holds files and ``force`` is off.
+    """
+    from searchr3_embed.files import remove_unfinished
+
+    target = Path(folder)
     if target.exists() and not target.is_dir():
         raise CommandError(f"{target}: is a file, expected a folder")
     remove_unfinished(target)
-    if target.is_dir() and any(target.iterdir()) and not args.force:
+    if target.is_dir() and any(target.iterdir()) and not force:
         raise CommandError(f"{target}: is not empty; pass --force to write into it")
-    embedder = load(args.name, device="cpu", verbose=args.verbose)
+    return target
+
+
+def write(embedder: ReasoningEmbedder, target: Path) -> None:
+    """Save a model. A full disk leaves neither half a model nor a spoilt one.
+
+    Raises:
+        CommandError: The disk is full.
+    """
     from safetensors import SafetensorError
+
+    from searchr3_embed.files import replacing_files
 
     with replacing_files(target) as scratch:
         try:
             embedder.save_pretrained(str(scratch))
         except SafetensorError as error:  # its words for a full disk
             raise CommandError(f"{target}: the model can't be written: {error}") from error
-    note(f"{args.name} is saved in {target}; SentenceTransformer({args.folder!r}) loads it")

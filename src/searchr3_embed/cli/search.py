@@ -17,7 +17,7 @@ from searchr3_embed.cli.arguments import (
     add_model_options,
     positive,
 )
-from searchr3_embed.cli.console import as_json, note, questions
+from searchr3_embed.cli.console import as_json, note, questions, reasoning_text
 from searchr3_embed.cli.model import load
 from searchr3_embed.files import shorten
 
@@ -129,7 +129,7 @@ def _print_answer(answer: Answer, passages: int) -> None:
     width = max(shutil.get_terminal_size((100, 24)).columns, 40)
     print(f"\nquestion:  {answer.question}")
     if answer.reasoning is not None:
-        print(f"reasoning: {_reasoning_text(answer.reasoning)}")
+        print(f"reasoning: {with_length(answer.reasoning)}")
     for rank, hit in enumerate(answer.hits, 1):
         print(f"{rank:3}. {hit.score:.3f}  {hit.passage.id}" + _title(hit.passage))
         print(f"            {shorten(hit.summary, width - 12)}")
@@ -144,10 +144,12 @@ def _title(passage: Passage) -> str:
     return f"  ({passage.title})" if passage.title and passage.title not in passage.id else ""
 
 
-def _reasoning_text(reasoning: Reasoning) -> str:
-    text = " ".join(reasoning.reasoning.split()) or "(nothing)"
+def with_length(reasoning: Reasoning) -> str:
+    """What was thought, how long it is, and whether it was cut."""
+    if reasoning.finish_reason == "nothing_to_add":
+        return reasoning_text(reasoning)
     cut = "" if reasoning.finish_reason == "embed_token" else ", cut at the budget"
-    return f"{text}  [{reasoning.reasoning_tokens} tokens{cut}]"
+    return f"{reasoning_text(reasoning)}  [{reasoning.reasoning_tokens} tokens{cut}]"
 
 
 def _answer_record(answer: Answer) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from searchr3_embed.search.passages import Passage
-from searchr3_embed.search.vector_cache import cached_vectors, model_fingerprint
+from searchr3_embed.search.vector_cache import cached_vectors, document_fingerprint
 
 if TYPE_CHECKING:
     from searchr3_embed.embedder import Reasoning, ReasoningEmbedder
@@ -137,22 +137,23 @@ def build_index(
     def encode(texts: list[str]) -> np.ndarray:
         vectors = embedder.encode_document(texts, batch_size=batch_size, show_progress_bar=False)
         # The longest texts come first: one warning about texts that are too long is representative, ten are noise.
-        if embedder.conversation.on_truncate == "warn":
-            embedder.conversation.on_truncate = "ignore"
+        if embedder.on_truncate == "warn":
+            embedder.on_truncate = "ignore"
         return vectors
 
-    on_truncate = embedder.conversation.on_truncate
+    on_truncate = embedder.on_truncate
     try:
         cached = cached_vectors(
             [passage.content for passage in passages],
             encode,
             folder=cache_folder,
             source=source,
-            fingerprint=model_fingerprint(embedder),
+            fingerprint=document_fingerprint(embedder),
+            probes=embedder.probe(),
             progress=progress,
         )
     finally:
-        embedder.conversation.on_truncate = on_truncate
+        embedder.on_truncate = on_truncate
     faiss = _import_faiss()
     flat_index = faiss.IndexFlatIP(cached.vectors.shape[1])
     flat_index.add(cached.vectors)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import platformdirs
 
+from searchr3_embed.encoder_identity import same_space
 from searchr3_embed.files import replacing
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2  # 1, of version 0.1.0, did not say which encoder it was
 _KEY_BYTES = 16
 # Texts encoded at a time, between two steps of the progress.
 _CHUNK = 256
@@ -72,24 +73,30 @@ def default_cache_folder() -> Path | None:
     return folder if folder.is_absolute() else None  # what older versions of platformdirs return without a home
 
 
-def model_fingerprint(embedder: ReasoningEmbedder) -> str:
-    """A hash of what turns a text into a vector: the weights as loaded, the tokenizer and the direct turn.
+def document_fingerprint(embedder: ReasoningEmbedder) -> str:
+    """A hash of what turns a document into a vector.
 
-    It does not depend on where the model came from, so a copied folder keeps its cached vectors, and a retrained one
-    under the same name loses them. Large weights are sampled, which makes it fast for models of any size.
+    Of an encoder with a thinker that is the encoder alone: its name, what it reads of a text, and how long it reads.
+    Its weights are told by the probe vectors, which ``cached_vectors`` compares: a copy in half precision keeps what
+    is cached, and so does a thinker that was trained further. Of a single model it is the weights as loaded, the
+    tokenizer and the direct turn. It does not depend on where the model came from.
     """
     import torch
 
-    digest = hashlib.sha256()
-    for name, weight in sorted(embedder.causal_lm.state_dict().items()):
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
-        values = weight.detach().reshape(-1)
-        values = values[:: max(1, -(-values.numel() // _SAMPLE))].contiguous().cpu()
-        digest.update(values.view(torch.uint8).numpy().tobytes())
+    digest = hashlib.sha256(embedder.encoder_name.encode("utf-8", "surrogatepass"))
+    if embedder.question_side is None:
+        for name, weight in sorted(embedder.causal_lm.state_dict().items()):
+            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
+            values = weight.detach().reshape(-1)
+            values = values[:: max(1, -(-values.numel() // _SAMPLE))].contiguous().cpu()
+            digest.update(values.view(torch.uint8).numpy().tobytes())
     backend = getattr(embedder.tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        digest.update(backend.to_str().encode("utf-8", "surrogatepass"))
-    turn = embedder.conversation.direct_ids([_PROBE])[0]
+        vocabulary = json.loads(backend.to_str())
+        # Whatever the last call cut and padded to.
+        vocabulary |= {"truncation": None, "padding": None}
+        digest.update(json.dumps(vocabulary, sort_keys=True).encode())
+    turn = embedder.conversation.direct_ids([_PROBE])[0] if embedder.question_side is None else []
     settings = [embedder.max_seq_length, embedder.truncate_dim, embedder.prompts, embedder.default_prompt_name]
     digest.update(json.dumps([turn, settings], sort_keys=True).encode())
     return digest.hexdigest()
@@ -102,6 +109,7 @@ def cached_vectors(
     folder: str | os.PathLike[str] | None,
     source: str,
     fingerprint: str,
+    probes: np.ndarray,
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> CachedVectors:
@@ -118,7 +126,9 @@ def cached_vectors(
         folder: The cache folder, made when missing; None to keep nothing.
         source: What the texts are, for example the absolute path of a folder; texts of different sources are kept in
             different files.
-        fingerprint: Stands for the model, see ``model_fingerprint``.
+        fingerprint: Stands for the model, see ``document_fingerprint``.
+        probes: The model's vectors of the probe texts, see ``encoder_identity``. Vectors that were kept by a model
+            with other ones are not used, and the log says so.
         settings: Whatever else changes the vectors; must be serialisable as JSON.
         progress: Called with the number of texts that are ready since the last call.
     """
@@ -126,7 +136,9 @@ def cached_vectors(
     path = None if folder is None else _cache_path(Path(folder), source, identity)
     keys = [_text_key(text) for text in texts]
     counts = Counter(keys)
-    stored = {} if path is None else _load(path, identity)
+    if path is not None and not path.exists():
+        _report_former_vectors(path, source)
+    stored = {} if path is None else _load(path, identity, probes)
     rows = {key: vector for key, vector in stored.items() if key in counts}
     reused = sum(counts[key] for key in rows)
     if progress is not None:
@@ -136,7 +148,7 @@ def cached_vectors(
         {key: text for key, text in zip(keys, texts, strict=True) if key not in rows}.items(),
         key=lambda item: (-len(item[1]), item[0]),
     )
-    keeper = None if path is None else _Keeper(path, identity, unsaved=len(rows) != len(stored))
+    keeper = None if path is None else _Keeper(path, identity, probes, unsaved=len(rows) != len(stored))
     try:
         for start in range(0, len(missing), _CHUNK):
             chunk = missing[start : start + _CHUNK]
@@ -167,8 +179,8 @@ class _Keeper:
     A process that is killed loses the work of a few seconds, and writing takes a twentieth of the time at most.
     """
 
-    def __init__(self, path: Path, identity: str, *, unsaved: bool) -> None:
-        self._path, self._identity, self._unsaved = path, identity, unsaved
+    def __init__(self, path: Path, identity: str, probes: np.ndarray, *, unsaved: bool) -> None:
+        self._path, self._identity, self._probes, self._unsaved = path, identity, probes, unsaved
         self._due = time.monotonic() + _FIRST_SAVE
         self._writable = True  # one warning is enough
 
@@ -182,7 +194,7 @@ class _Keeper:
 
     def finish(self, rows: Mapping[bytes, np.ndarray]) -> None:
         if self._unsaved and self._writable:
-            self._writable = _save(self._path, self._identity, rows)
+            self._writable = _save(self._path, self._identity, self._probes, rows)
             self._unsaved = False
 
 
@@ -195,11 +207,29 @@ def _cache_path(folder: Path, source: str, identity: str) -> Path:
     return folder / f"{readable}-{hashlib.sha256(identity.encode('utf-8', 'surrogatepass')).hexdigest()[:24]}.npz"
 
 
-def _load(path: Path, identity: str) -> dict[bytes, np.ndarray]:
+def _report_former_vectors(path: Path, source: str) -> None:
+    """Says once, before a source is embedded again, that its vectors of version 0.1.0 are of another space."""
+    for former in sorted(path.parent.glob(f"{path.name.rpartition('-')[0]}-*.npz")):
+        try:
+            with np.load(former, allow_pickle=False) as arrays:
+                written_for = json.loads(str(arrays["identity"]))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError):
+            continue
+        if isinstance(written_for, list) and written_for[:1] + written_for[2:3] == [1, source]:
+            logger.warning(
+                "The vectors that version 0.1.0 kept in %s are of another space and are not used: the documents are "
+                "embedded again, once.",
+                former,
+            )
+            return
+
+
+def _load(path: Path, identity: str, probes: np.ndarray) -> dict[bytes, np.ndarray]:
     """The vectors of a cache file by the key of their text; empty when there is no usable file."""
     try:
         with np.load(path, allow_pickle=False) as arrays:  # reading checks the checksum of each array
             keys, vectors, written_for = arrays["keys"], arrays["vectors"], str(arrays["identity"])
+            made_by = arrays["probes"]
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
@@ -216,17 +246,23 @@ def _load(path: Path, identity: str) -> dict[bytes, np.ndarray]:
     if not sound:
         logger.warning("The cache file %s does not hold what it should and is made again.", path)
         return {}
+    if not same_space(probes, made_by):
+        logger.warning(
+            "The vectors kept in %s were made by another encoder of the same name: none is used, all are made again.",
+            path,
+        )
+        return {}
     return {key.tobytes(): vector for key, vector in zip(keys, vectors, strict=True)}
 
 
-def _save(path: Path, identity: str, rows: Mapping[bytes, np.ndarray]) -> bool:
+def _save(path: Path, identity: str, probes: np.ndarray, rows: Mapping[bytes, np.ndarray]) -> bool:
     """Write the cache file; False, after a warning, if that is not possible."""
     keys = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), _KEY_BYTES)
     vectors = np.stack(list(rows.values())) if rows else np.zeros((0, 0), dtype=np.float32)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with replacing(path, private=True) as file:
-            np.savez(file, keys=keys, vectors=vectors, identity=np.array(identity))
+            np.savez(file, keys=keys, vectors=vectors, identity=np.array(identity), probes=probes)
     except OSError as error:
         logger.warning("The document vectors cannot be kept in %s: %s.", path.parent, error.strerror or error)
         return False

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from searchr3_embed import ReasoningEmbedder
-from searchr3_embed.checkpoint import CheckpointError, released
+from searchr3_embed.checkpoint import CheckpointError, released_prompts
 from tests.checkpoint.conftest import Copy
 
 
@@ -45,4 +45,4 @@ def test_bare_checkpoint_never_becomes_a_last_token_embedder(released_checkpoint
 def test_damaged_examples_are_named(tmp_path: Path, source: str, named: str) -> None:
     (tmp_path / "example.py").write_text(source)
     with pytest.raises(CheckpointError, match=named):
-        released.read_prompts(tmp_path / "example.py")
+        released_prompts.read_prompts(tmp_path / "example.py")

@@ -1,0 +1,76 @@
+"""The paper's kind of checkpoint: one causal language model embeds both documents and questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from torch import Tensor, nn
+
+from searchr3_embed.checkpoint.load import Checkpoint
+from searchr3_embed.conversation import Conversation
+from searchr3_embed.engine import decode, forward
+from searchr3_embed.engine.cpu import kernels
+from searchr3_embed.kinds.behind_pooling import finish
+from searchr3_embed.models.causal_transformer import CausalTransformer
+
+Progress = Callable[[int], object]
+
+
+def modules(checkpoint: Checkpoint) -> list[nn.Module]:
+    """The stock modules (Transformer, last-token Pooling, Normalize) over the checkpoint's language model."""
+    if checkpoint.model.device.type == "cpu":
+        kernels.speed_up(checkpoint.model)
+    tokenizer = checkpoint.conversation.direct_turn_tokenizer(checkpoint.tokenizer)
+    transformer = CausalTransformer(checkpoint.model, str(checkpoint.folder), tokenizer)
+    return [transformer, Pooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken"), Normalize()]
+
+
+def embed(
+    pipeline: SentenceTransformer,
+    talk: Conversation,
+    texts: Sequence[str],
+    prompt: str,
+    batch_size: int,
+    progress: Progress,
+) -> Tensor:
+    """The embeddings of direct turns, as the pipeline's modules give them, shape (texts, dimension)."""
+    turns = talk.direct_ids([prompt + text for text in texts])
+    return finish(pipeline, forward.embed(_causal_lm(pipeline), turns, batch_size=batch_size, progress=progress))
+
+
+def think(
+    pipeline: SentenceTransformer,
+    talk: Conversation,
+    texts: Sequence[str],
+    prompt: str,
+    batch_size: int,
+    max_reasoning_tokens: int | None,
+    progress: Progress,
+) -> tuple[Tensor, list[list[int]], list[decode.Generation]]:
+    """The embeddings after thinking, and for each text the prompt as token ids and what was written."""
+    budget = talk.check_budget(max_reasoning_tokens)
+    prompts = talk.reasoning_ids([prompt + text for text in texts], budget)
+    generations = decode.think(
+        _causal_lm(pipeline),
+        prompts,
+        embed_token_id=talk.embed_token_id,
+        max_new_tokens=budget,
+        stop_token_ids=decode.stop_token_ids(_causal_lm(pipeline)),
+        batch_size=batch_size,
+        distinct=talk.prompts.distinct_tokens,
+        progress=progress,
+    )
+    return finish(pipeline, torch.stack([generation.state for generation in generations])), prompts, generations
+
+
+def finish_reason(generation: decode.Generation) -> str:
+    """Why a reasoning ended, see :class:`searchr3_embed.reasoning_trace.Reasoning`."""
+    return "embed_token" if generation.finished else "length"
+
+
+def _causal_lm(pipeline: SentenceTransformer) -> Any:
+    return cast(CausalTransformer, pipeline[0]).causal_lm
