@@ -35,12 +35,13 @@ def measure_group(
     model = load()
     documents, document_seconds = encode_documents(model, data, batch_size, progress)
     for system in systems:
-        vectors, reasonings, seconds = encode_queries(model, system.mode, queries, settings, batch_size, progress)
+        budget = system.budget_in(settings)
+        vectors, reasonings, seconds = encode_queries(model, system.mode, queries, budget, batch_size, progress)
         scores = score(data, rank(data, dense_rows(vectors, documents)))
         cell = _cell(system, data, scores, seconds * per_query, document_seconds * per_document)
         if system.mode == "reason":
             cell.reasoning_tokens_per_query = float(np.mean([r.reasoning_tokens for r in reasonings]))
-            cell.embed_token_share = float(np.mean([r.finish_reason == "embed_token" for r in reasonings]))
+            cell.embed_token_share = float(np.mean([r.finish_reason != "length" for r in reasonings]))
             cell.reasonings = {
                 query: {
                     "text": r.text,
@@ -73,17 +74,21 @@ def encode_documents(model: Any, data: BeirData, batch_size: int, progress: bool
 
 
 def encode_queries(
-    model: Any, mode: str | None, texts: list[str], settings: Settings, batch_size: int, progress: bool
+    model: Any, mode: str | None, texts: list[str], budget: int | None, batch_size: int, progress: bool
 ) -> tuple[np.ndarray, list[Any], float]:
     """Query vectors (q, d), the reasonings (empty unless ``mode`` is "reason") and the seconds both took."""
     options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": progress}
     if mode == "reason":
-        options["max_reasoning_tokens"] = settings.max_reasoning_tokens
+        options["max_reasoning_tokens"] = budget
         _warm_up(lambda: model.reason(texts[:1], **options | {"show_progress_bar": False}))
         started = time.perf_counter()
         reasonings = model.reason(texts, **options)
         vectors = np.stack([reasoning.embedding for reasoning in reasonings])
-        return vectors, reasonings, time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        # As the direct vectors, where an encoder does not bring them to length 1 by itself.
+        if _by_cosine(model):
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors, reasonings, seconds
     options["normalize_embeddings"] = _by_cosine(model)
     if mode == "direct":
         options["reason"] = False

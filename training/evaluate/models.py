@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,12 +28,18 @@ class System:
         kind: "ours" (ReasoningEmbedder), "st" (any SentenceTransformer) or "bm25".
         source: Name or folder to load; "" for BM25.
         mode: "direct" or "reason" for ours, None for the others.
+        budget: Reasoning budget of this row; None takes that of the run.
     """
 
     label: str
     kind: Literal["ours", "st", "bm25"]
     source: str
     mode: Literal["direct", "reason"] | None = None
+    budget: int | None = None
+
+    def budget_in(self, settings: Settings) -> int | None:
+        """The reasoning budget of this row in a run; None leaves it to the checkpoint."""
+        return settings.max_reasoning_tokens if self.budget is None else self.budget
 
 
 def parse_model(spec: str) -> list[System]:
@@ -51,6 +59,10 @@ def parse_model(spec: str) -> list[System]:
         if not source:
             raise EvaluationError(f"--model {spec!r}: a name or a folder must follow 'st:'")
         return [System(label, "st", source)]
+    if found := re.fullmatch(r"(.+):reason:(\d+)", source):
+        budget = int(found[2])
+        label = label.removesuffix(f":reason:{found[2]}")
+        return [System(f"{label}:reason:{budget}", "ours", found[1], "reason", budget)]
     modes: tuple[Literal["direct", "reason"], ...] = ("direct", "reason")
     for mode in modes:
         if source.endswith(f":{mode}"):
@@ -60,7 +72,7 @@ def parse_model(spec: str) -> list[System]:
     if not source:
         raise EvaluationError(
             f"--model {spec!r}: expected one of our checkpoints (alias, folder or hub id; ':direct' or ':reason' "
-            "chooses one mode), 'st:NAME' for any SentenceTransformer, 'teacher' or 'bm25'"
+            "chooses one mode, ':reason:0' a budget), 'st:NAME' for any SentenceTransformer, 'teacher' or 'bm25'"
         )
     return [System(f"{label}:{mode}", "ours", source, mode) for mode in modes]
 
@@ -76,21 +88,33 @@ def load_model(system: System, settings: Settings, device: str | None) -> Any:
     """Loads the model behind a row; BM25 has none.
 
     Raises:
-        EvaluationError: It cannot be loaded, or does not take the reasoning budget.
+        EvaluationError: It cannot be loaded.
     """
     options = None if settings.dtype == "auto" else {"dtype": settings.dtype}
     try:
         if system.kind == "ours":
             from searchr3_embed import ReasoningEmbedder
 
-            model = ReasoningEmbedder(system.source, device=device, model_kwargs=options)
-            model.conversation.check_budget(settings.max_reasoning_tokens)
-            return model
+            return ReasoningEmbedder(system.source, device=device, model_kwargs=options)
         from sentence_transformers import SentenceTransformer
 
         return SentenceTransformer(system.source, device=device, model_kwargs=options)
     except (ValueError, OSError) as error:
         raise EvaluationError(f"model {system.label!r} cannot be used: {shorten(str(error), 500)}") from error
+
+
+def check_budgets(model: Any, systems: Sequence[System], settings: Settings) -> None:
+    """Checks the reasoning budgets of rows that share a model.
+
+    Raises:
+        EvaluationError: The model does not take one.
+    """
+    for system in systems:
+        if system.mode == "reason":
+            try:
+                model.conversation.check_budget(system.budget_in(settings))
+            except ValueError as error:
+                raise EvaluationError(f"model {system.label!r} cannot be used: {error}") from error
 
 
 def load_embedder(name: str) -> SentenceTransformer:

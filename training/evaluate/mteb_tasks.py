@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from searchr3_embed.files import replacing_files
-from training.evaluate.cells import EvaluationError, Settings
+from training.evaluate.cells import EvaluationError
 
 
 def find_tasks(names: Sequence[str]) -> list[Any]:
@@ -45,7 +45,7 @@ def measure(
     load: Callable[[], Any],
     task: Any,
     mode: str | None,
-    settings: Settings,
+    budget: int | None,
     *,
     stored: Path | None,
     resume: bool,
@@ -58,7 +58,7 @@ def measure(
         load: Gives the model.
         task: One of ``find_tasks``.
         mode: "direct" or "reason" for our checkpoints, None for others.
-        settings: The reasoning budget.
+        budget: Of reasoning tokens; None takes the checkpoint's.
         stored: File of the result in mteb's format; None keeps none.
         resume: Take the result from ``stored`` if it is there.
         batch_size: Texts per forward pass.
@@ -77,7 +77,7 @@ def measure(
             name = task.metadata.name
             raise EvaluationError(f"the data of the mteb task {name} cannot be loaded: {error}") from error
     model = load()
-    with _queries_in_mode(model, mode, settings.max_reasoning_tokens):
+    with _queries_in_mode(model, mode, budget):
         results = mteb.evaluate(
             model,
             task,

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from searchr3_embed.files import write_json, write_text
-from training.evaluate.cells import Cell, Settings
+from training.evaluate.cells import Cell, EvaluationError, Settings
 from training.evaluate.machine import machine_description
 from training.evaluate.metrics import NDCG, TREC_MEASURES
 from training.evaluate.plots import plot
-from training.evaluate.significance import compare_modes
+from training.evaluate.significance import compare_budgets, compare_modes
 from training.evaluate.tables import render
 
 
@@ -25,6 +25,7 @@ def summarise(
     settings: Settings,
     baseline: str | None,
     left_out: Mapping[str, Mapping[str, int]] | None = None,
+    out_of_domain: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Puts the cells together: means over the sets, ratios to the baseline, reasoning against direct.
 
@@ -33,10 +34,13 @@ def summarise(
         settings: What they were measured with.
         baseline: Label of the row the others are compared with; None takes "teacher" if it is there.
         left_out: Set -> reason -> number of lines or judgements that could not be used.
+        out_of_domain: Sets whose means are shown apart.
 
     Returns:
-        ``{"settings", "machine", "baseline", "sets", "left_out", "models", "reasoning_vs_direct"}``; ``models`` maps a
-        label to ``{"sets": {set: {...}}, "mean": {...}, "relative_to_baseline": {set: ratio, "mean": ratio} | None}``.
+        ``{"settings", "machine", "baseline", "sets", "left_out", "models", "reasoning_vs_direct",
+        "reasoning_vs_budget"}``; ``models`` maps a label to ``{"sets": {set: {...}}, "mean": {...},
+        "relative_to_baseline": {set: ratio, "mean": ratio} | None}``. With ``out_of_domain``, ``parts`` maps
+        ``"in_domain"`` and ``"out_of_domain"`` to their sets, and each model has a mean under the same names.
     """
     labels = list(dict.fromkeys(cell.model for cell in cells))
     set_names = list(dict.fromkeys(cell.set for cell in cells))
@@ -44,9 +48,12 @@ def summarise(
     if baseline is None and "teacher" in labels:
         baseline = "teacher"
     models: dict[str, Any] = {}
+    parts = parts_of(set_names, out_of_domain)
     for label in labels:
         row = [table[label, name] for name in set_names]
         models[label] = {"sets": {cell.set: _figures(cell) for cell in row}, "mean": _mean_figures(row)}
+        for part, names in parts.items():
+            models[label][part] = _mean_figures([table[label, name] for name in names])
     for label in labels:
         models[label]["relative_to_baseline"] = _ratios(models[label], models[baseline]) if baseline else None
     first = [table[labels[0], name] for name in set_names]
@@ -56,9 +63,30 @@ def summarise(
         "baseline": baseline,
         "sets": {cell.set: {"queries": cell.queries, "documents": cell.documents} for cell in first},
         "left_out": dict(left_out or {}),
+        **({"parts": parts} if parts else {}),
         "models": models,
         "reasoning_vs_direct": compare_modes(table, labels, set_names),
+        "reasoning_vs_budget": compare_budgets(table, labels, set_names),
     }
+
+
+def parts_of(sets: Sequence[str], out_of_domain: Sequence[str]) -> dict[str, list[str]]:
+    """The sets of each part that has any; empty where nothing is to be shown apart.
+
+    Raises:
+        EvaluationError: A set is marked that is not measured.
+    """
+    if unknown := [name for name in out_of_domain if name not in sets]:
+        raise EvaluationError(
+            f"--out-of-domain: {', '.join(unknown)} is not among the sets measured: {', '.join(sets) or 'none'}"
+        )
+    if not out_of_domain:
+        return {}
+    parts = {
+        "in_domain": [name for name in sets if name not in out_of_domain],
+        "out_of_domain": [name for name in sets if name in out_of_domain],
+    }
+    return {part: names for part, names in parts.items() if names}
 
 
 def _figures(cell: Cell) -> dict[str, float | None]:

@@ -30,8 +30,8 @@ from training.data.lines import SKIP_BAD_HELP, DataError
 from training.evaluate import mteb_tasks
 from training.evaluate.cells import Cell, EvaluationError, Settings
 from training.evaluate.measuring import measure_group
-from training.evaluate.models import DTYPES, System, load_model, parse_model
-from training.evaluate.results import summarise, write_results
+from training.evaluate.models import DTYPES, System, check_budgets, load_model, parse_model
+from training.evaluate.results import parts_of, summarise, write_results
 from training.evaluate.stored_cells import model_key, stored_cells, write_cell
 from training.evaluate.tables import render
 
@@ -46,6 +46,7 @@ def evaluate(
     batch_size: int = 32,
     device: str | None = None,
     baseline: str | None = None,
+    out_of_domain: Sequence[str] = (),
     resume: bool = False,
     skip_bad: bool = False,
     progress: bool = False,
@@ -62,6 +63,7 @@ def evaluate(
         batch_size: Texts per forward pass.
         device: Where torch models run; None chooses.
         baseline: Label of the row the others are compared with; None takes "teacher" if it is there.
+        out_of_domain: Names of sets whose means are shown apart, because nothing like them was trained on.
         resume: Reuse the cells in ``out`` whose model, data and settings are unchanged.
         skip_bad: Leave out and count lines of the sets that are broken instead of raising for the first.
         progress: Show progress bars on stderr.
@@ -79,9 +81,10 @@ def evaluate(
     tasks = mteb_tasks.find_tasks(mteb)
     paths = beir_folders([Path(folder) for folder in folders])
     sets, left_out = _read_sets(paths, run.settings, skip_bad)
+    parts_of([data.name for data in sets], out_of_domain)
     cells, task_scores = _measure_all(run, systems, list(zip(paths, sets, strict=True)), tasks)
     ordered = [cells[system.label, data.name] for system in systems for data in sets]
-    results = summarise(ordered, run.settings, baseline, left_out)
+    results = summarise(ordered, run.settings, baseline, left_out, out_of_domain)
     if tasks:
         results["mteb"] = mteb_tasks.summarise(tasks, task_scores)
     if out:
@@ -151,7 +154,7 @@ def _measure_all(
     total = len(systems) * len(sets) + len(task_scores) * len(tasks)
     with tqdm(total=total, unit="cell", disable=not run.progress, file=sys.stderr) as bar:
         for group in _by_model(systems):
-            load = functools.cache(functools.partial(load_model, group[0], run.settings, run.device))
+            load = functools.cache(functools.partial(_load, run, group))
             for path, data in sets:
                 bar.set_postfix_str(f"{group[0].label} on {data.name}")
                 for cell in _measure(run, load, group, path, data):
@@ -164,6 +167,12 @@ def _measure_all(
                     task_scores[system.label][name] = _measure_task(run, load, system, task)
                     bar.update()
     return cells, task_scores
+
+
+def _load(run: _Run, group: Sequence[System]) -> Any:
+    model = load_model(group[0], run.settings, run.device)
+    check_budgets(model, group, run.settings)
+    return model
 
 
 def _measure(run: _Run, load: Callable[[], Any], group: list[System], path: Path, data: BeirData) -> Iterator[Cell]:
@@ -187,7 +196,7 @@ def _measure_task(run: _Run, load: Callable[[], Any], system: System, task: Any)
         load,
         task,
         system.mode,
-        run.settings,
+        system.budget_in(run.settings),
         stored=stored,
         resume=run.resume,
         batch_size=run.batch_size,
@@ -204,8 +213,8 @@ def arguments() -> argparse.ArgumentParser:
         required=True,
         metavar="[LABEL=]MODEL",
         help="repeatable: one of our checkpoints (alias, folder or hub id; measured direct and reasoning, ':direct' "
-        "or ':reason' after it chooses one), st:NAME (any SentenceTransformer, name or folder), teacher "
-        "(all-MiniLM-L6-v2), bm25",
+        "or ':reason' after it chooses one, ':reason:0' a budget of its own), st:NAME (any SentenceTransformer, name "
+        "or folder), teacher (all-MiniLM-L6-v2), bm25",
     )
     parser.add_argument("--data", nargs="+", default=[], type=Path, help="BEIR-layout folders, or folders of them")
     parser.add_argument(
@@ -229,6 +238,13 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max-reasoning-tokens", type=int, help="reasoning budget (default: the checkpoint's)")
     parser.add_argument("--baseline", help="row the others are compared with (default: teacher, if it is measured)")
+    parser.add_argument(
+        "--out-of-domain",
+        nargs="+",
+        default=[],
+        metavar="SET",
+        help="names of sets unlike anything trained on: their means are shown apart from those of the others",
+    )
     parser.add_argument("--resume", action="store_true", help="keep what --out already holds for unchanged inputs")
     parser.add_argument("--skip-bad", action="store_true", help=SKIP_BAD_HELP)
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -248,6 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             batch_size=args.batch_size,
             device=args.device,
             baseline=args.baseline,
+            out_of_domain=args.out_of_domain,
             resume=args.resume,
             skip_bad=args.skip_bad,
             progress=not args.quiet,

@@ -34,15 +34,20 @@ def _render_sets(results: Mapping[str, Any]) -> Iterator[str]:
     yield f"Split: {settings['split']}, {size}. Mean: over the sets, each counting the same.{dtype}"
     for name, counts in results["left_out"].items():
         yield f"{name}: {', '.join(f'{count} {reason}' for reason, count in counts.items())}."
+    parts = results.get("parts", {})
+    for part, members in parts.items():
+        yield f"{part.replace('_', ' ').capitalize()}: {', '.join(members)}."
     for metric, title in ((NDCG, "nDCG@10"), (RECALL, "recall@100")):
         relative = results["baseline"] if metric == NDCG else None
         rows = []
         for label, model in models.items():
-            cells = [f"{model['sets'][name][metric]:.4f}" for name in names] + [f"{model['mean'][metric]:.4f}"]
+            cells = [f"{model['sets'][name][metric]:.4f}" for name in names]
+            cells += [f"{model[mean][metric]:.4f}" for mean in ("mean", *parts)]
             if relative:
                 cells.append(_number(model["relative_to_baseline"]["mean"], 4))
             rows.append([label, *cells])
-        header = [title, *names, "mean", *([f"relative to {relative}"] if relative else [])]
+        means = ["mean", *(f"mean {part.replace('_', ' ')}" for part in parts)]
+        header = [title, *names, *means, *([f"relative to {relative}"] if relative else [])]
         yield markdown_table(header, rows)
     columns = (
         ("ms_per_query", "ms per query", 2),
@@ -52,13 +57,15 @@ def _render_sets(results: Mapping[str, Any]) -> Iterator[str]:
     )
     rows = [[label, *(_number(m["mean"][key], digits) for key, _, digits in columns)] for label, m in models.items()]
     yield markdown_table(["cost", *(title for _, title, _ in columns)], rows)
-    for name, comparison in results["reasoning_vs_direct"].items():
+    comparisons = {f"{name}: reasoning minus direct": test for name, test in results["reasoning_vs_direct"].items()}
+    comparisons |= {f"reasoning minus {name}": test for name, test in results["reasoning_vs_budget"].items()}
+    for title, comparison in comparisons.items():
         tests = {**comparison["sets"], "all queries": comparison["all_queries"]}
         rows = [
             ["difference in nDCG@10", *(f"{test['difference']:+.4f}" for test in tests.values())],
             ["p (paired randomisation)", *(f"{test['p_value']:.4f}" for test in tests.values())],
         ]
-        yield markdown_table([f"{name}: reasoning minus direct", *tests], rows)
+        yield markdown_table([title, *tests], rows)
 
 
 def _number(value: float | None, digits: int) -> str:

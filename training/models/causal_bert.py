@@ -20,7 +20,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, BertLMHeadModel, PreTrainedTokenizerBase
 
 from searchr3_embed.conversation import Conversation
-from searchr3_embed.prompts import Prompts
+from searchr3_embed.prompt_words import Prompts
 from training.evaluate.models import teacher_source
 from training.shared.export import export
 

@@ -43,8 +43,12 @@ class PolicyTrainer(EmbedderTrainer, GRPOTrainer):
         teach: Gives the teacher's unit vectors (texts, dimension) of token ids, for that.
         hold_weight: Weight of the distance of direct embeddings to those of the stage-1 model.
         start: The stage-1 model for that, where neither adapters nor a reference model for the KL give it.
+        needs_states: Whether a subclass has terms that need the states of the rollouts.
         **kwargs: As of ``GRPOTrainer``.
     """
+
+    # The network that reads the prompts, for a thinker that works on an encoder's own pass.
+    encoder: PreTrainedModel | None = None
 
     def __init__(
         self,
@@ -57,6 +61,7 @@ class PolicyTrainer(EmbedderTrainer, GRPOTrainer):
         teach: Teach | None = None,
         hold_weight: float = 0.0,
         start: PreTrainedModel | None = None,
+        needs_states: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(reward_funcs=retrieval, rollout_func=rollouts, **kwargs)
@@ -70,7 +75,7 @@ class PolicyTrainer(EmbedderTrainer, GRPOTrainer):
         self.names = {query: number for number, query in enumerate(rollouts.task.positives)}
         bare = without_wrapper(self.accelerator.unwrap_model(self.model))
         # The losses of the rollouts' embeddings need the states, which the fused head does not give.
-        states = memory_weight > 0 or distil_weight > 0
+        states = memory_weight > 0 or distil_weight > 0 or needs_states
         own = self.conversation.prompts.distinct_tokens or not fused_head_is_right(bare) or states
         self.own_head = lm_head(bare) if own else None
         self.add_callback(_Clock(self))
@@ -117,7 +122,7 @@ class PolicyTrainer(EmbedderTrainer, GRPOTrainer):
                 parts.append(
                     log_probabilities(
                         model,
-                        self.own_head,
+                        self.head_of(model),
                         ids,
                         mask,
                         logits_to_keep,
@@ -126,12 +131,17 @@ class PolicyTrainer(EmbedderTrainer, GRPOTrainer):
                         # Processes that talk to one another in a forward pass must make equally many.
                         tokens=tokens_per_forward(model.device) if self.accelerator.num_processes == 1 else None,
                         entropy_gradient=self._entropy_bonus_enabled,
+                        encoder=self.encoder,
                     )
                 )
         logps, entropies, closing = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
         if torch.is_grad_enabled():
             self.closing = closing
         return logps, entropies if compute_entropy else None, None
+
+    def head_of(self, model: Any) -> Any:
+        """The language-modelling head for the states of a model."""
+        return self.own_head
 
     def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
         loss = super()._compute_loss(model, inputs)

@@ -27,6 +27,7 @@ from trl.models.utils import unwrap_model_for_generation
 
 from searchr3_embed.conversation import Conversation
 from searchr3_embed.engine import decode, forward
+from searchr3_embed.engine.forward import Thinker
 from training.data.beir import BeirData
 from training.data.lines import DataError
 from training.data.overlap import document_key
@@ -158,11 +159,11 @@ class Rollouts:
             seed = int(torch.randint(2**62, ()))
             write = self._write_with_vllm if trainer.use_vllm else self._write
             written = write(model, prompts, trainer, seed)
-            embeddings = torch.stack([generation.state for generation in written])
+            embeddings = self.embeddings(model, queries, written)
             self.seconds["generating"] += time.perf_counter() - began
             mine = _Batch(
                 [self.task.positives[query] for query in queries],
-                F.normalize(embeddings.float(), dim=-1).cpu().numpy(),
+                embeddings.cpu().numpy(),
                 [generation.finished for generation in written],
                 [len(generation.ids) for generation in written],
             )
@@ -190,6 +191,14 @@ class Rollouts:
         turns = dict(zip(distinct, self.conversation.reasoning_turns(bodies), strict=True))
         return [turns[query] for query in queries]
 
+    def embeddings(self, model: Any, queries: Sequence[str], written: Sequence[decode.Generation]) -> Tensor:
+        """Unit vectors of what the reasonings lead to, float32 of shape (rollouts, dimension)."""
+        return F.normalize(torch.stack([generation.state for generation in written]).float(), dim=-1)
+
+    def thinker(self, model: PreTrainedModel) -> PreTrainedModel | Thinker:
+        """What the engine's loop takes for the policy."""
+        return model
+
     def encoder(self, model: PreTrainedModel) -> Encode:
         """The direct embedding of documents with the weights that the model has when it is called."""
 
@@ -204,7 +213,7 @@ class Rollouts:
         self, model: PreTrainedModel, prompts: list[list[int]], trainer: Any, seed: int
     ) -> list[decode.Generation]:
         return decode.think(
-            model,
+            self.thinker(model),
             prompts,
             embed_token_id=self.conversation.embed_token_id,
             # The embed token is one of the tokens that the policy chooses.

@@ -21,7 +21,7 @@ class SFTArguments(RunArguments, SFTConfig):
     prompts: dict | str | None = dataclasses.field(
         default=None,
         metadata={
-            "help": "The words of the two turns, see searchr3_embed.prompts.Prompts; default: the base's (ours)."
+            "help": "The words of the two turns, see searchr3_embed.prompt_words.Prompts; default: the base's (ours)."
         },
     )
     document_lengths: dict | str | None = dataclasses.field(
@@ -70,6 +70,10 @@ class SFTArguments(RunArguments, SFTConfig):
     distil_reasoning_weight: float = dataclasses.field(
         default=0.0, metadata={"help": "The same for the reasoning embedding and the teacher's of the query (ours)."}
     )
+    teach_empty: bool = dataclasses.field(
+        default=True,
+        metadata={"help": "Whether an empty reasoning target is taught; else such records have none (ours)."},
+    )
     own_reasoning: float = dataclasses.field(
         default=1.0,
         metadata={
@@ -106,7 +110,17 @@ class SFTArguments(RunArguments, SFTConfig):
         check_above_zero(self, ("tau",))
         check_range(self, ("groups_per_step", "tokens_per_forward"), at_least=1)
         weights = ("language", "kl", "contrast", "triplet", "distil", "relation", "distil_reasoning")
-        check_range(self, (*(f"{one}_weight" for one in weights), "negatives", "own_temperature"), at_least=0)
+        check_range(
+            self,
+            (
+                *(f"{one}_weight" for one in weights),
+                "negatives",
+                "own_temperature",
+                "stay_weight",
+                "projection_warm_up",
+            ),
+            at_least=0,
+        )
         check_range(self, ("own_reasoning",), at_least=0, at_most=1)
         if self.distilled and not self.teacher:
             raise ValueError("distil_weight, relation_weight and distil_reasoning_weight need a teacher.")

@@ -10,9 +10,8 @@ on from its last checkpoint when the same command is given again, and ends with 
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,11 +20,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config
 
 from searchr3_embed.conversation import Conversation
-from searchr3_embed.prompts import Prompts
-from training.data.mixing import mix
-from training.data.records import Record
+from searchr3_embed.prompt_words import Prompts
 from training.sft.batches import Collator
 from training.sft.config import SFTArguments, parse
+from training.sft.order import order_of_training, targets_to_teach
+from training.sft.thinker_train import train_thinker
 from training.sft.training_step import EmbeddingTrainer
 from training.shared.command import run_command
 from training.shared.dev_scores import dev_sets
@@ -36,43 +35,6 @@ from training.shared.starting_model import find_start, load_start
 from training.shared.teacher import Teach, load_teacher
 
 logger = logging.getLogger("training.sft")
-
-
-def order_of_training(
-    training: Mapping[str, Sequence[Record]], rows: Mapping[int, int], args: SFTArguments
-) -> list[int]:
-    """Row numbers in the order of training, as many epochs as ``max_steps`` or ``num_train_epochs`` ask for.
-
-    Raises:
-        ValueError: No source holds enough records for its share of a step.
-    """
-    batch = args.per_device_train_batch_size * args.world_size
-    if batch % args.groups_per_step:
-        raise ValueError(f"groups_per_step ({args.groups_per_step}) must divide the records of a step ({batch}).")
-    weights = {name: float(cast(dict, args.sources)[name]) for name in training}
-    order: list[int] = []
-    epochs = 0
-    while len(order) < batch * args.max_steps if args.max_steps > 0 else epochs < args.num_train_epochs:
-        groups = mix(training, weights, batch // args.groups_per_step, args.seed + epochs)
-        if not groups:
-            raise ValueError(
-                f"No source has {batch // args.groups_per_step} records times its weight, as many as it gives to one "
-                "step; lower per_device_train_batch_size or raise groups_per_step."
-            )
-        order += [rows[id(record)] for group in groups for record in group]
-        epochs += 1
-    steps = args.max_steps if args.max_steps > 0 else len(order) // batch
-    return order[: steps * batch]
-
-
-def within_budget(records: Sequence[Record], conversation: Conversation) -> list[Record]:
-    """The records, without the reasoning targets that are too long: those would teach the model to be cut off."""
-    budget = conversation.default_max_reasoning_tokens
-    lengths = iter(conversation.text_ids([r.reasoning for r in records if r.reasoning is not None]))
-    fits = [r.reasoning is None or len(next(lengths)) <= budget for r in records]
-    if dropped := fits.count(False):
-        logger.warning("%d reasoning targets are longer than %d tokens and left out", dropped, budget)
-    return [r if fit else dataclasses.replace(r, reasoning=None) for r, fit in zip(records, fits, strict=True)]
 
 
 def open_conversation(
@@ -98,6 +60,8 @@ def train(args: SFTArguments, model_args: ModelConfig) -> Path:
         ValueError: Settings, data or an earlier run in the output folder do not fit.
         FloatingPointError: The loss is not a number.
     """
+    if args.encoder:
+        return train_thinker(args, model_args)
     folder, kwargs = find_start(model_args, "the base to train")
     model, tokenizer, prompts = load_start(folder, cast(Any, args.prompts), **kwargs)
     conversation = open_conversation(tokenizer, prompts, model, args)
@@ -107,7 +71,7 @@ def train(args: SFTArguments, model_args: ModelConfig) -> Path:
     settings = deciding_settings(args, model_args, folder, records)
     order = order_of_training(training, {id(record): row for row, record in enumerate(records)}, args)
     args.max_steps = len(order) // (args.per_device_train_batch_size * args.world_size)
-    records = within_budget(records, conversation)
+    records = targets_to_teach(records, conversation, args)
 
     peft_config = get_peft_config(model_args)
     if peft_config is not None:

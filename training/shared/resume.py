@@ -35,7 +35,7 @@ FREE = {
     "output_dir", "data", "logging_steps", "logging_dir", "logging_strategy", "logging_first_step", "report_to",
     "run_name", "save_total_limit", "disable_tqdm", "log_level", "log_level_replica", "dataloader_num_workers",
     "dataloader_pin_memory", "export_dtype", "dev", "local_rank", "trackio_space_id", "project", "save_steps",
-    "corpus",
+    "corpus", "vectors",
 }  # fmt: skip
 
 

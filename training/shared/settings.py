@@ -53,6 +53,38 @@ class RunArguments:
         metadata={"help": "Of the exported weights (ours).", "choices": ["float32", "float16", "bfloat16"]},
     )
 
+    encoder: str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "An encoder that nobody touches, beside which a thinker is trained: a sentence-transformers "
+            "folder or hub id, 'teacher' for all-MiniLM-L6-v2, or a checkpoint with a thinker to train further. "
+            "Without it a single model is trained, as in the paper (ours)."
+        },
+    )
+    thinker: str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "The thinker beside the encoder: a causal language model. Default: one that shares the encoder's "
+            "layers, which must be a BERT (ours)."
+        },
+    )
+    vectors: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "Folder of the encoder's vectors, which runs can share; default: in output_dir (ours)."},
+    )
+    stay_weight: float = dataclasses.field(
+        default=10.0,
+        metadata={"help": "Beside an encoder: weight of 1 - cosine to its vector, for other domains' sake (ours)."},
+    )
+    projection_learning_rate: float = dataclasses.field(
+        default=2e-3,
+        metadata={"help": "Beside an encoder: learning rate of P, and of a head that starts from nothing (ours)."},
+    )
+    projection_warm_up: int = dataclasses.field(
+        default=5,
+        metadata={"help": "Beside an encoder: steps in which only P and the head are trained (ours)."},
+    )
+
     def check_shared(self) -> None:
         """Checks the settings above.
 
@@ -64,6 +96,8 @@ class RunArguments:
         check_range(self, ("query_length", "held_out_one_in"), at_least=1)
         check_range(self, ("held_out_limit",), at_least=0)
         check_range(self, ("average_with_start",), at_least=0, at_most=1)
+        check_range(self, ("stay_weight", "projection_warm_up"), at_least=0)
+        check_above_zero(self, ("projection_learning_rate",))
 
 
 def check_range(settings: Any, names: Sequence[str], *, at_least: float, at_most: float | None = None) -> None:

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from searchr3_embed.checkpoint import locate
-from searchr3_embed.prompts import PROMPTS_FILE, Prompts
+from searchr3_embed.prompt_words import PROMPTS_FILE, Prompts
 
 if TYPE_CHECKING:
     from trl import ModelConfig

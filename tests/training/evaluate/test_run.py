@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from searchr3_embed import ReasoningEmbedder
+from tests import tiny_encoders
 from tests.training.toy_set import DOCUMENTS, QRELS, QUERIES, write_beir
 from training.data.beir import LOST_DOCUMENT, LOST_QUERY
 from training.data.lines import DataError
 from training.evaluate import run as ev
 from training.evaluate.cells import Settings
+from training.evaluate.measuring import encode_queries
 from training.evaluate.metrics import NDCG
 
 
@@ -133,6 +136,7 @@ def test_resume_skips_what_is_unchanged(toy: Path, tmp_path: Path, stand_in: lis
         (["--model", ""], "expected one of our checkpoints"),
         (["--model", "st:"], "must follow 'st:'"),
         (["--model", "no-such-model"], "cannot be used"),
+        (["--model", ":reason:3"], "cannot be used"),
         (["--model", "st:./no/such/folder"], "cannot be used"),
         (["--model", "bm25", "--model", "bm25"], "given twice: bm25"),
         (["--model", "bm25", "--baseline", "teacher"], "'teacher' is not among the models measured"),
@@ -289,3 +293,78 @@ def test_broken_lines_are_an_error_or_counted(toy: Path, capsys: pytest.CaptureF
     assert "qrels.tsv:8: expected query-id" in captured.err
     assert ev.main([*command, "--skip-bad"]) == 0
     assert "toy: 1 bad line." in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def thinker_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("thinker")
+    encoder = tiny_encoders.save_bert(folder / "encoder", normalise=False, hidden=32)
+    return tiny_encoders.save_with_thinker(folder / "both", encoder, ends=9.0)
+
+
+def test_a_thinker_is_measured_direct_thinking_and_with_a_budget_of_0(
+    toy: Path, tmp_path: Path, thinker_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    read: list[str] = []
+    encode = ReasoningEmbedder.encode_document
+
+    def count(self: Any, texts: Any, **options: Any) -> Any:
+        read.extend(texts)
+        return encode(self, texts, **options)
+
+    monkeypatch.setattr(ReasoningEmbedder, "encode_document", count)
+    out = tmp_path / "out"
+    models = [f"tiny={thinker_checkpoint}", f"tiny={thinker_checkpoint}:reason:0"]
+    options = ["--data", str(toy), "--out", str(out), "--quiet"]
+    given = [part for model in models for part in ("--model", model)]
+    stock = ["--model", f"stock=st:{thinker_checkpoint}"]
+    assert ev.main([*given, *stock, *options, "--baseline", "stock"]) == 0
+    assert len(read) == len(DOCUMENTS) + 1, "one encoding serves all rows; one text warms up"
+    results = json.loads((out / "results.json").read_text())
+    rows = results["models"]
+    assert list(rows) == ["tiny:direct", "tiny:reason", "tiny:reason:0", "stock"]
+    assert rows["tiny:direct"]["sets"]["toy"][NDCG] == rows["stock"]["sets"]["toy"][NDCG]
+    thought, nothing = rows["tiny:reason"]["mean"], rows["tiny:reason:0"]["mean"]
+    assert thought["reasoning_tokens_per_query"] > 0 == nothing["reasoning_tokens_per_query"]
+    compared = results["reasoning_vs_budget"]
+    assert list(results["reasoning_vs_direct"]) == ["tiny"] and list(compared) == ["tiny:reason:0"]
+    expected = thought[NDCG] - nothing[NDCG]
+    assert compared["tiny:reason:0"]["all_queries"]["difference"] == pytest.approx(expected)
+    assert "| reasoning minus tiny:reason:0 " in capsys.readouterr().out
+    # The cells of the three rows are told apart.
+    monkeypatch.setattr(ev, "load_model", lambda *_: pytest.fail("loaded, although everything is stored"))
+    again = ev.evaluate([*models, stock[1]], [toy], out=out, baseline="stock", resume=True)
+    assert again["models"] == rows
+
+
+def test_a_thinkers_vectors_have_length_1_where_cosines_are_compared(thinker_checkpoint: Path) -> None:
+    model = ReasoningEmbedder(str(thinker_checkpoint), device="cpu")
+    queries = list(QUERIES.values())
+    for mode, budget in (("direct", None), ("reason", None), ("reason", 0)):
+        vectors, _, _ = encode_queries(model, mode, queries, budget, 2, False)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert abs(np.linalg.norm(model.encode_query(queries[0])) - 1) > 0.1
+
+
+def test_sets_out_of_domain_have_means_of_their_own(
+    toy: Path, tmp_path: Path, stand_in: list[str], capsys: Any
+) -> None:
+    for name in "abc":
+        write_beir(tmp_path / "sets" / name)
+    (tmp_path / "sets" / "b" / "qrels.tsv").write_text("q1\td6\t1\n")
+    command = ["--model", "teacher", "--model", "bm25", "--data", str(tmp_path / "sets"), "--quiet"]
+    assert ev.main([*command, "--out", str(tmp_path / "out"), "--out-of-domain", "b", "c"]) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["parts"] == {"in_domain": ["a"], "out_of_domain": ["b", "c"]}
+    for row in results["models"].values():
+        assert row["in_domain"][NDCG] == row["sets"]["a"][NDCG]
+        assert row["out_of_domain"][NDCG] == pytest.approx((row["sets"]["b"][NDCG] + row["sets"]["c"][NDCG]) / 2)
+        assert row["out_of_domain"][NDCG] != row["in_domain"][NDCG]
+    printed = capsys.readouterr().out
+    assert "Out of domain: b, c." in printed and "mean in domain |" in printed and "mean out of domain |" in printed
+    # Without the option the tables are as ever; with all sets there is no other part.
+    assert ev.main(command) == 0
+    assert "domain" not in capsys.readouterr().out
+    assert set(ev.evaluate(["bm25"], [toy], out_of_domain=["toy"])["parts"]) == {"out_of_domain"}
+    assert ev.main([*command, "--out-of-domain", "d"]) == 2
+    assert "d is not among the sets measured: a, b, c" in capsys.readouterr().err

@@ -41,7 +41,7 @@ from training.rl.log_probabilities import fused_head_is_right
 from training.rl.policy_update import PolicyTrainer
 from training.rl.reward import RewardSettings, scaled_dcg
 from training.rl.rollouts import Task
-from training.shared import losses
+from training.shared import branches, losses
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")
 
@@ -144,7 +144,7 @@ def test_neither_padding_nor_shared_prompts_change_log_probabilities(
     name: str, tokens: int | None, longest: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Left padding moves absolute positions; rollouts of one prompt are read in one row, blind to each other."""
-    monkeypatch.setattr(log_probabilities, "_LONGEST_TREE", longest)
+    monkeypatch.setattr(branches, "_LONGEST_TREE", longest)
     model = AutoModelForCausalLM.from_pretrained(request.getfixturevalue(f"{name}_checkpoint"))
     model.eval()
     generator = torch.Generator().manual_seed(0)

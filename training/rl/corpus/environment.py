@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from searchr3_embed.conversation import check_texts
 from searchr3_embed.files import shorten
-from training.rl.corpus import saving
+from training.rl.corpus import environment_files
 from training.rl.corpus.drift import Drift
 from training.rl.corpus.graph import knn_graph, repair
 from training.rl.corpus.which_to_reencode import STRATEGIES, Candidates, rank_impact
@@ -241,7 +241,7 @@ class Environment:
             OSError: It cannot be written.
         """
         arrays = {"stamps": self.stamps, "graph": self.graph, **dataclasses.asdict(self.drift)}
-        saving.write(Path(folder), self.corpus, self.vectors, arrays)
+        environment_files.write(Path(folder), self.corpus, self.vectors, arrays)
 
     @classmethod
     def load(
@@ -260,7 +260,7 @@ class Environment:
         """
         corpus = _fingerprint(texts, ids)
         moved = [field.name for field in dataclasses.fields(Drift)]
-        vectors, arrays = saving.read(Path(folder), corpus, len(texts), ["stamps", "graph", *moved])
+        vectors, arrays = environment_files.read(Path(folder), corpus, len(texts), ["stamps", "graph", *moved])
         environment = cls(texts, corpus, settings, vectors, Drift(**{name: arrays[name] for name in moved}))
         environment.stamps, environment.graph = arrays["stamps"], arrays["graph"]
         if environment.graph.shape[1] != min(settings.neighbours, len(texts) - 1):

@@ -1,0 +1,66 @@
+"""Vectors of an encoder that nobody touches: computed once, kept on disk, memory-mapped.
+
+A file belongs to an encoder, as it reads just these texts, and to the texts, by a digest of both; so runs can share a
+folder of them. It is written block
+by block, and a run that was killed while writing goes on behind the last whole block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from searchr3_embed.encoder_identity import PROBES
+from searchr3_embed.files import write_json
+
+# Texts between two notes of how far it is: losing one block costs seconds.
+_BLOCK = 2048
+
+
+def vectors_on_disk(encode: Callable[[list[str]], Any], texts: Sequence[str], folder: Path, what: str) -> np.ndarray:
+    """The vectors of texts, from disk or computed now.
+
+    Args:
+        encode: Gives float vectors of shape (texts, dimension).
+        texts: What to embed, in order.
+        folder: Of the files.
+        what: What the texts are, for the progress bar and the file's name.
+
+    Returns:
+        Float32 memory map of shape (texts, dimension), read-only.
+
+    Raises:
+        FloatingPointError: A vector is not finite.
+        OSError: The folder can't be written.
+    """
+    # Vectors tell encoders apart, and the longest text how much of it they read; rounded, so that the digest does not
+    # depend on the kernels of one machine.
+    identity = np.asarray(encode([*PROBES, max(texts, key=len, default="")]), dtype=np.float32)
+    digest = hashlib.sha256(np.round(identity, 2).astype(np.float16).tobytes())
+    for text in texts:
+        digest.update(text.encode("utf-8", errors="surrogatepass") + b"\0")
+    name = f"{what}-{digest.hexdigest()[:16]}"
+    path, note = folder / f"{name}.npy", folder / f"{name}.json"
+    shape = (len(texts), identity.shape[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    done = json.loads(note.read_text())["done"] if note.is_file() and path.is_file() else 0
+    if done < len(texts):
+        mode: Any = "r+" if done else "w+"
+        file = np.lib.format.open_memmap(path, mode=mode, dtype=np.float32, shape=shape)
+        with tqdm(total=len(texts), initial=done, desc=f"Embedding {what}") as bar:
+            for start in range(done, len(texts), _BLOCK):
+                block = np.asarray(encode(list(texts[start : start + _BLOCK])), dtype=np.float32)
+                if not np.isfinite(block).all():
+                    row = start + int(np.argmin(np.isfinite(block).all(axis=1)))
+                    raise FloatingPointError(f"The encoder's vector of text {row} of the {what} is not finite.")
+                file[start : start + len(block)] = block
+                file.flush()
+                write_json(note, {"done": start + len(block)})
+                bar.update(len(block))
+    return np.load(path, mmap_mode="r") if texts else np.empty(shape, dtype=np.float32)
