@@ -4,8 +4,11 @@
 
 * One pass equals two: the embedding that falls out of generation, against a forward pass over prompt + reasoning +
   token, one row at a time and without padding (lowest cosine). The same for the direct turn.
+  Beside an encoder, the second pass is the stock class's vector plus P times the thinker's state.
 * Nothing depends on the batch: batch sizes 1, 7 and 64, shuffled, against one row at a time in the given order (share
   of rows with the same reasoning; largest difference of an embedding among the rows whose reasoning is the same).
+* An encoder with a thinker: our fast path against the stock class (largest difference of a vector), and in bfloat16
+  (lowest cosine).
 
 Prints a table and a JSON object; exits with 1 when a figure misses its threshold.
 """
@@ -22,8 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers import DynamicCache
 
 from searchr3_embed.files import write_text
+from searchr3_embed.question_side import ENCODER
 from training.data.beir import beir_folders, read_beir
 from training.data.lines import DataError
 from training.evaluate.tables import markdown_table
@@ -34,6 +39,8 @@ if TYPE_CHECKING:
 LEAST_COSINE = 0.99999
 LEAST_SAME_REASONING = 0.995
 MOST_DIFFERENCE = 1e-4
+MOST_ENCODER_DIFFERENCE = 1e-5
+LEAST_COSINE_BFLOAT16 = 0.9998
 BATCH_SIZES = (1, 7, 64)
 
 
@@ -87,6 +94,79 @@ def forward_states(causal_lm: Any, turns: Sequence[Sequence[int]], batch_size: i
     return states
 
 
+def states_behind(
+    encoder: Any, model: Any, prompts: Sequence[Sequence[int]], turns: Sequence[Sequence[int]]
+) -> np.ndarray:
+    """As :func:`forward_states`, where an encoder has read all but the last token of each prompt; row by row.
+
+    Args:
+        encoder: A BERT, whose own pass fills the cache.
+        model: Goes on behind it.
+        prompts: What is read before anything is written.
+        turns: The whole turns.
+    """
+    states = []
+    for prompt, turn in zip(prompts, turns, strict=True):
+        before = len(prompt) - 1
+        cache = DynamicCache()
+        ids = torch.tensor([list(turn)], device=model.device)
+        with torch.inference_mode():
+            encoder(input_ids=ids[:, :before], attention_mask=torch.ones_like(ids[:, :before]), past_key_values=cache)
+            hidden = model.base_model(
+                input_ids=ids[:, before:], attention_mask=torch.ones_like(ids), past_key_values=cache, use_cache=True
+            ).last_hidden_state
+        states.append(torch.nn.functional.normalize(hidden[0, -1].float(), dim=-1).cpu().numpy())
+    return np.stack(states)
+
+
+def moved(stock: Any, vectors: np.ndarray, states: np.ndarray, quiet: Sequence[bool], projection: Any) -> np.ndarray:
+    """The encoder's vectors plus P times the states, brought to length 1 if the pipeline does that.
+
+    Args:
+        stock: The encoder's pipeline.
+        vectors: Its vectors, shape (texts, d).
+        states: The thinker's, of length 1, shape (texts, hidden size).
+        quiet: Where the thinker had nothing to add: there the vector stays.
+        projection: P, a tensor of shape (d, hidden size).
+    """
+    from sentence_transformers.sentence_transformer.modules import Normalize
+
+    found = vectors + states @ projection.float().cpu().numpy().T
+    if isinstance(list(stock.children())[-1], Normalize):
+        found = found / np.linalg.norm(found, axis=1, keepdims=True)
+    return np.where(np.array(quiet)[:, None], vectors, found)
+
+
+def stock_vectors(embedder: ReasoningEmbedder, texts: list[str], kind: str) -> np.ndarray:
+    """The encoder's vectors as the stock class gives them; ``kind`` is "query" or "document"."""
+    from sentence_transformers import SentenceTransformer
+
+    stock = SentenceTransformer(modules=list(embedder.children()), device=str(embedder.device))
+    stock.prompts, stock.default_prompt_name = embedder.prompts, embedder.default_prompt_name
+    encode = stock.encode_query if kind == "query" else stock.encode_document
+    return np.asarray(encode(texts, show_progress_bar=False))
+
+
+def encoder_path(embedder: ReasoningEmbedder, texts: list[str], half: ReasoningEmbedder | None) -> dict[str, Any]:
+    """The encoder's side: our path against the stock class, and half precision against float32.
+
+    Args:
+        embedder: An encoder with a thinker.
+        texts: Embedded as documents and as questions.
+        half: The same checkpoint in bfloat16; None leaves that out.
+    """
+    ours = {"query": embedder.encode_query(texts, reason=False), "document": embedder.encode_document(texts)}
+    found: dict[str, Any] = {
+        "largest_difference": max(
+            float(np.abs(vectors - stock_vectors(embedder, texts, kind)).max()) for kind, vectors in ours.items()
+        )
+    }
+    if half is not None:
+        rough = np.asarray(half.encode_document(texts), dtype=np.float32)
+        found["lowest_cosine_bfloat16"] = float(cosines(ours["document"], rough).min())
+    return found
+
+
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Row-wise cosine (rows,) of two arrays (rows, d), in float64."""
     a, b = a.astype(np.float64), b.astype(np.float64)
@@ -103,21 +183,32 @@ def one_pass_against_two(
         ``queries``, ``lowest_cosine`` (reasoning turn), ``lowest_cosine_direct``, ``reasoning_tokens_per_query`` and
         ``embed_token_share``.
     """
-    conversation = embedder.conversation
+    conversation, side = embedder.conversation, embedder.question_side
     traces = embedder.reason(queries, max_reasoning_tokens=max_reasoning_tokens)
     prompts = conversation.reasoning_ids(queries, max_reasoning_tokens)
     turns = [
         [*prompt, *trace.reasoning_ids, conversation.embed_token_id]
         for prompt, trace in zip(prompts, traces, strict=True)
     ]
-    thought = cosines(embeddings(traces), forward_states(embedder.causal_lm, turns))
-    direct = cosines(
-        embedder.encode(queries, reason=False), forward_states(embedder.causal_lm, conversation.direct_ids(queries))
-    )
+    if side is None:
+        twice = forward_states(embedder.causal_lm, turns)
+        direct = forward_states(embedder.causal_lm, conversation.direct_ids(queries))
+        unmoved = embedder.encode(queries, reason=False)
+    else:
+        if side.base == ENCODER:
+            network: Any = embedder[0].auto_model
+            states = states_behind(network, side.model, prompts, turns)
+        else:
+            states = forward_states(side.model, turns)
+        quiet = [trace.finish_reason == "nothing_to_add" for trace in traces]
+        direct = stock_vectors(embedder, queries, "query")
+        twice = moved(embedder, direct, states, quiet, side.projection)
+        unmoved = embedder.encode_query(queries, reason=False)
+    thought, without = cosines(embeddings(traces), twice), cosines(unmoved, direct)
     return {
         "queries": len(queries),
         "lowest_cosine": float(thought.min()),
-        "lowest_cosine_direct": float(direct.min()),
+        "lowest_cosine_direct": float(without.min()),
         "reasoning_tokens_per_query": float(np.mean([trace.reasoning_tokens for trace in traces])),
         "embed_token_share": float(np.mean([trace.finish_reason == "embed_token" for trace in traces])),
     }
@@ -166,8 +257,9 @@ def check(
     queries: list[str],
     batch_sizes: Sequence[int] = BATCH_SIZES,
     max_reasoning_tokens: int | None = None,
+    half: ReasoningEmbedder | None = None,
 ) -> dict[str, Any]:
-    """Both comparisons, and whether every threshold holds (``passed``)."""
+    """All comparisons, and whether every threshold holds (``passed``); ``half`` as in :func:`encoder_path`."""
     two_passes = one_pass_against_two(embedder, queries, max_reasoning_tokens)
     batches = batch_independence(embedder, queries, batch_sizes, max_reasoning_tokens)
     passed = (
@@ -175,7 +267,12 @@ def check(
         and min(row["same_reasoning"] for row in batches) >= LEAST_SAME_REASONING
         and max(row["largest_difference"] for row in batches) <= MOST_DIFFERENCE
     )
-    return {"one_pass_against_two": two_passes, "batch_independence": batches, "passed": passed}
+    result: dict[str, Any] = {"one_pass_against_two": two_passes, "batch_independence": batches}
+    if embedder.question_side is not None:
+        result["encoder"] = found = encoder_path(embedder, queries, half)
+        passed = passed and found["largest_difference"] <= MOST_ENCODER_DIFFERENCE
+        passed = passed and found.get("lowest_cosine_bfloat16", 1) >= LEAST_COSINE_BFLOAT16
+    return {**result, "passed": passed}
 
 
 def render(result: dict[str, Any]) -> str:
@@ -192,6 +289,14 @@ def render(result: dict[str, Any]) -> str:
             [f"{name}: same reasoning", f"{row['same_reasoning']:.2%}", f">= {LEAST_SAME_REASONING:.1%}"],
             [f"{name}: largest difference", f"{row['largest_difference']:.1e}", f"<= {MOST_DIFFERENCE:.0e}"],
         ]
+    if found := result.get("encoder"):
+        limit = f"<= {MOST_ENCODER_DIFFERENCE:.0e}"
+        rows.append(
+            ["encoder, engine vs stock class: largest difference", f"{found['largest_difference']:.1e}", limit]
+        )
+        if "lowest_cosine_bfloat16" in found:
+            name, value = "encoder, bfloat16 vs float32: lowest cosine", found["lowest_cosine_bfloat16"]
+            rows.append([name, f"{value:.6f}", f">= {LEAST_COSINE_BFLOAT16}"])
     return markdown_table(["check", "measured", "threshold"], rows)
 
 
@@ -218,10 +323,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         queries = sample_queries(args.queries, args.count)
         embedder = ReasoningEmbedder(args.model, device=args.device)
+        half = None
+        if embedder.question_side is not None:
+            half = ReasoningEmbedder(args.model, device=args.device, model_kwargs={"dtype": torch.bfloat16})
     except (DataError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    result = check(embedder, queries, max_reasoning_tokens=args.max_reasoning_tokens)
+    result = check(embedder, queries, max_reasoning_tokens=args.max_reasoning_tokens, half=half)
     result |= {"model": args.model, "device": str(embedder.device), "machine": machine_description()}
     text = json.dumps(result, indent=2)
     print(render(result), text, sep="\n\n")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-SIDES = ("ours, queries", "peer (a), queries", "ours, documents", "stock, documents")
+SIDES = ("ours, queries", "peer, queries", "ours, documents", "stock, documents")
 
 
 class ProcessError(Exception):
@@ -95,7 +95,11 @@ def _run(side: str, folder: Path, texts: list[str], batch_size: int) -> tuple[li
         stock = SentenceTransformer(str(folder), device="cpu")
         loaded = peak_bytes()
         return None, np.asarray(stock.encode(texts, batch_size=batch_size, show_progress_bar=False)), loaded
-    if side == "peer (a), queries":
+    if side == "peer, queries":
+        from searchr3_embed.checkpoint.thinker import has_thinker
+
+        if has_thinker(folder):
+            return _stock_with_thinker(folder, texts, batch_size)
         from benchmarks.peers import generate_then_embed
         from searchr3_embed.checkpoint import load
 
@@ -110,6 +114,20 @@ def _run(side: str, folder: Path, texts: list[str], batch_size: int) -> tuple[li
         return None, embedder.encode_document(texts, batch_size=batch_size, show_progress_bar=False), loaded
     traces = embedder.reason(texts, batch_size=batch_size)
     return [trace.reasoning_ids for trace in traces], np.stack([trace.embedding for trace in traces]), loaded
+
+
+def _stock_with_thinker(folder: Path, texts: list[str], batch_size: int) -> tuple[list[list[int]], np.ndarray, int]:
+    from sentence_transformers import SentenceTransformer
+
+    from benchmarks.peers import encode_then_generate
+    from searchr3_embed.checkpoint.thinker import load_question_side
+
+    stock = SentenceTransformer(str(folder), device="cpu")
+    dimension = stock.get_embedding_dimension() or 0
+    network: Any = stock[0].auto_model
+    side = load_question_side(folder, network, dimension, on_truncate="ignore")
+    loaded = peak_bytes()
+    return *encode_then_generate(stock, side, texts, batch_size), loaded
 
 
 if __name__ == "__main__":

@@ -6,16 +6,18 @@ token not included) with the normalised embeddings (texts, d). All peers sort by
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from benchmarks.fidelity import forward_states
+from benchmarks.fidelity import forward_states, moved
 from searchr3_embed.conversation import Conversation
+from searchr3_embed.question_side import ENCODER, QuestionSide
 
 Result = tuple[list[list[int]], np.ndarray]
 
@@ -56,12 +58,20 @@ def generate_then_embed(
 
 
 def generate_with_states(
-    model: Any, conversation: Conversation, texts: Sequence[str], batch_size: int, budget: int | None = None
+    model: Any,
+    conversation: Conversation,
+    texts: Sequence[str],
+    batch_size: int,
+    budget: int | None = None,
+    read: Callable[[Tensor, Tensor], DynamicCache] | None = None,
 ) -> Result:
     """Peer (b): ``generate`` that returns hidden states, and the last step that it leaves out.
 
     The state at a token is computed when the token is fed, one step after it was chosen. So it is there for rows that
     end before the last step of their batch; for the others the cache is fed once more.
+
+    ``read`` takes the ids and the mask of a batch and gives a cache of all its tokens but the last; None lets the
+    model read them.
 
     Raises:
         NotAvailableError: The model may end a turn with another token, whose state would not be the embedding.
@@ -74,7 +84,7 @@ def generate_with_states(
     reasonings: list[list[int]] = [[] for _ in prompts]
     states = torch.empty(len(prompts), model.config.hidden_size)
     for rows, ids, mask in _batches(prompts, batch_size, model.device):
-        output = _generate(model, conversation, ids, mask, most, states=True)
+        output = _generate(model, conversation, ids, mask, most, states=True, cache=read(ids, mask) if read else None)
         written = output.sequences[:, ids.shape[1] :]
         steps = written.shape[1]
         ends = torch.tensor([_end(tokens, stops) for tokens in written.tolist()], device=ids.device)
@@ -138,8 +148,50 @@ def continuous_batching(
     return reasonings, forward_states(model, turns, batch_size)
 
 
+def encode_then_generate(
+    stock: Any, side: QuestionSide, texts: Sequence[str], batch_size: int, budget: int | None = None
+) -> Result:
+    """Peer (f): the stock SentenceTransformer embeds the questions, ``generate`` thinks, and the two are added.
+
+    Where the thinker goes on from the encoder's own pass, the encoder reads a second time for it: the stock class
+    gives no keys and values away.
+
+    Raises:
+        NotAvailableError: As in :func:`generate_with_states`.
+    """
+    if side.base == ENCODER:
+        read = partial(read_with, stock[0].auto_model)
+        ids, states = generate_with_states(side.model, side.conversation, texts, batch_size, budget, read)
+    else:
+        ids, states = generate_then_embed(side.model, side.conversation, texts, batch_size, budget)
+    vectors = np.asarray(stock.encode_query(list(texts), batch_size=batch_size, show_progress_bar=False))
+    most = side.conversation.check_budget(budget)
+    return ids, moved(stock, vectors, states, [most > 0 and not row for row in ids], side.projection)
+
+
+def read_with(encoder: Any, ids: Tensor, mask: Tensor) -> DynamicCache:
+    """The keys and values of all tokens but the last, as a bidirectional encoder computes them.
+
+    Args:
+        encoder: A BERT in transformers' own class.
+        ids: Left-padded, int64 of shape (rows, tokens).
+        mask: 1 where there is a token, in the same shape.
+    """
+    cache, seen = DynamicCache(), mask[:, :-1]
+    positions = (seen.cumsum(1) - 1).clamp(min=0)
+    with torch.inference_mode():
+        encoder(input_ids=ids[:, :-1], attention_mask=seen, position_ids=positions, past_key_values=cache)
+    return cache
+
+
 def _generate(
-    model: Any, conversation: Conversation, ids: Tensor, mask: Tensor, budget: int, states: bool = False
+    model: Any,
+    conversation: Conversation,
+    ids: Tensor,
+    mask: Tensor,
+    budget: int,
+    states: bool = False,
+    cache: DynamicCache | None = None,
 ) -> Any:
     stops = _stops(model, conversation)
     distinct = [DistinctTokens(ids.shape[1])] if conversation.prompts.distinct_tokens else []
@@ -147,6 +199,7 @@ def _generate(
         return model.generate(
             input_ids=ids,
             attention_mask=mask,
+            **({} if cache is None else {"past_key_values": cache}),
             do_sample=False,
             num_beams=1,
             repetition_penalty=1.0,  # released checkpoints carry sampling defaults of their chat model

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import steered
 from benchmarks.fidelity import sample_queries
 from searchr3_embed import ReasoningEmbedder
@@ -121,8 +123,13 @@ class Setting:
 
     @cached_property
     def stock_lm(self) -> Any:
-        """The same weights in transformers' own class, without our kernels."""
+        """The same weights in transformers' own class, without our kernels; of a single model."""
         return stock_lm(self.folder)
+
+    @property
+    def has_thinker(self) -> bool:
+        """Whether the model is an encoder with a thinker: then the peers are others."""
+        return self.embedder.question_side is not None
 
     @cached_property
     def stock_embedder(self) -> Any:
@@ -138,7 +145,16 @@ class Setting:
 
     @cached_property
     def steered_embedder(self) -> ReasoningEmbedder:
-        """Ours, on the steered model."""
+        """Ours, on the steered model; where there is an encoder, beside it, with a P that moves vectors."""
+        if self.has_thinker:
+            joined = ReasoningEmbedder.from_encoder(
+                self.folder, self.steered_folder, device="cpu", on_truncate="ignore"
+            )
+            side = joined.question_side
+            assert side is not None
+            draw = torch.Generator().manual_seed(0)
+            side.projection = torch.randn(side.projection.shape, generator=draw) / side.projection.shape[1]
+            return joined
         return ReasoningEmbedder(str(self.steered_folder), device="cpu", on_truncate="ignore")
 
     @cached_property

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from searchr3_embed.conversation import Conversation
 from searchr3_embed.engine import forward
-from searchr3_embed.prompts import Prompts
+from searchr3_embed.prompt_words import Prompts
 
 SHORTEST, LONGEST = 5, 60
 _SYSTEM_WORDS = "Think about what a passage that answers the question would talk about, and write it down. "

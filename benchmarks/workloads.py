@@ -1,4 +1,9 @@
-"""The workloads W1 to W7, each a function of the setting that returns its cells and notes."""
+"""The workloads W1 to W7, each a function of the setting that returns its cells and notes.
+
+The peers follow the kind of the model. A single model meets those that get an embedding out of a generated token. An
+encoder with a thinker meets the stock encoder with ``generate`` beside it, which computes the same, and the stock
+encoder alone, which says what thinking costs.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,13 @@ from tqdm import tqdm
 
 from benchmarks import memory
 from benchmarks.cells import Outcome, Side, compare
-from benchmarks.peers import NotAvailableError, continuous_batching, generate_then_embed, generate_with_states
+from benchmarks.peers import (
+    NotAvailableError,
+    continuous_batching,
+    encode_then_generate,
+    generate_then_embed,
+    generate_with_states,
+)
 from benchmarks.profiling import profile_call
 from benchmarks.setting import Setting
 from benchmarks.timing import agreement, speedup, spread, time_in_turn
@@ -27,6 +38,8 @@ PEER_B = "(b) generate with hidden states"
 PEER_C = "(c) continuous batching + second forward"
 PEER_D = "(d) stock SentenceTransformer"
 PEER_E = "(e) asyncio.to_thread per call"
+PEER_F = "(f) stock SentenceTransformer + generate"
+PEER_G = "(g) stock SentenceTransformer, which does not think"
 SEQUENTIAL = "one call after another"
 # A peer that takes this much longer than ours on a few queries is not timed on more.
 _HOPELESS = 50
@@ -34,37 +47,77 @@ _HOPELESS = 50
 
 def queries_mini(setting: Setting) -> dict[str, Any]:
     """W1: queries of mixed length through the model, and where the time goes."""
-    texts = setting.queries(setting.sizes.queries)
-    ours = our_queries(setting.embedder, texts, setting.sizes.batch_sizes)
-    peers = [
-        peer_queries(PEER_A, generate_then_embed, setting.stock_lm, setting.embedder, texts, ours.batch_sizes),
-        peer_queries(PEER_B, generate_with_states, setting.stock_lm, setting.embedder, texts, ours.batch_sizes),
-    ]
-    cells = compare("W1", ours, peers, len(texts), setting.repeats)
+    texts, sizes = setting.queries(setting.sizes.queries), setting.sizes.batch_sizes
+    cells = _compare_queries("W1", setting, setting.embedder, lambda: setting.stock_lm, texts, sizes)
     return {"cells": cells, "profile": profile_call(partial(encode_queries, setting.embedder, texts, 32))}
 
 
 def queries_steered(setting: Setting) -> dict[str, Any]:
     """W2: the same queries with a long shared system prompt and long reasoning."""
     texts = setting.queries(setting.sizes.queries)
-    embedder, model = setting.steered_embedder, setting.steered_lm
-    sizes = setting.sizes.batch_sizes
+    embedder, sizes = setting.steered_embedder, setting.sizes.batch_sizes
+    cells = _compare_queries("W2", setting, embedder, lambda: setting.steered_lm, texts, sizes)
+    if not setting.has_thinker:
+        cells += _continuous(setting, texts)
+    lengths = [trace.reasoning_tokens for trace in embedder.reason(texts, batch_size=sizes[0])]
+    return {"cells": cells, "reasoning_tokens": {"least": min(lengths), "most": max(lengths)}}
+
+
+def _compare_queries(
+    title: str,
+    setting: Setting,
+    embedder: ReasoningEmbedder,
+    model: Callable[[], Any],
+    texts: list[str],
+    sizes: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Thinking about queries, against the peers of its kind; ``model`` gives a single model in its stock class."""
     ours = our_queries(embedder, texts, sizes)
+    if setting.has_thinker:
+        cells = compare(title, ours, [_stock_thinking(setting, embedder, texts, sizes)], len(texts), setting.repeats)
+        alone = _without_thinking(setting, embedder, texts, sizes)
+        return cells + compare(f"{title}, cost", *alone, len(texts), setting.repeats)
     peers = [
-        peer_queries(PEER_A, generate_then_embed, model, embedder, texts, sizes),
-        peer_queries(PEER_B, generate_with_states, model, embedder, texts, sizes),
+        peer_queries(PEER_A, generate_then_embed, model(), embedder, texts, sizes),
+        peer_queries(PEER_B, generate_with_states, model(), embedder, texts, sizes),
     ]
-    cells = compare("W2", ours, peers, len(texts), setting.repeats)
+    return compare(title, ours, peers, len(texts), setting.repeats)
+
+
+def _stock_thinking(setting: Setting, embedder: ReasoningEmbedder, texts: list[str], sizes: Sequence[int]) -> Side:
+    assert embedder.question_side is not None
+    return Side(
+        PEER_F, partial(encode_then_generate, setting.stock_embedder, embedder.question_side, texts), batch_sizes=sizes
+    )
+
+
+def _without_thinking(
+    setting: Setting, embedder: ReasoningEmbedder, texts: list[str], sizes: Sequence[int]
+) -> tuple[Side, list[Side]]:
+    """What thinking costs: the encoder's vectors are compared, ours thinks in the timed calls."""
+
+    def check(size: int) -> Outcome:
+        return None, embedder.encode_query(texts, reason=False, batch_size=size, show_progress_bar=False)
+
+    def stock(size: int) -> Outcome:
+        found = setting.stock_embedder.encode_query(texts, batch_size=size, show_progress_bar=False)
+        return None, np.asarray(found)
+
+    ours = Side("ours", check, partial(encode_queries, embedder, texts), sizes)
+    return ours, [Side(PEER_G, stock, batch_sizes=sizes)]
+
+
+def _continuous(setting: Setting, texts: list[str]) -> list[dict[str, Any]]:
+    """W2 against continuous batching, on a few queries."""
+    embedder, model, sizes = setting.steered_embedder, setting.steered_lm, setting.sizes.batch_sizes
     few = texts[: setting.sizes.continuous]
     ours = our_queries(embedder, few, sizes[:1])
     continuous = peer_queries(PEER_C, continuous_batching, model, embedder, few, sizes[:1])
     try:
         _refuse_hopeless(embedder, model, few[:2])
-        cells += compare("W2, continuous batching", ours, [continuous], len(few), setting.repeats)
+        return compare("W2, continuous batching", ours, [continuous], len(few), setting.repeats)
     except NotAvailableError as error:
-        cells.append({"peer": PEER_C, "items": len(few), "unavailable": str(error)})
-    lengths = [trace.reasoning_tokens for trace in embedder.reason(texts, batch_size=sizes[0])]
-    return {"cells": cells, "reasoning_tokens": {"least": min(lengths), "most": max(lengths)}}
+        return [{"peer": PEER_C, "items": len(few), "unavailable": str(error)}]
 
 
 def _refuse_hopeless(embedder: ReasoningEmbedder, model: Any, texts: list[str]) -> None:
@@ -84,33 +137,56 @@ def _refuse_hopeless(embedder: ReasoningEmbedder, model: Any, texts: list[str]) 
 
 def single_queries(setting: Setting) -> dict[str, Any]:
     """W3: one query at a time."""
-    texts = setting.queries(setting.sizes.single)
-    ours = our_queries(setting.embedder, texts, (1,))
-    peer = peer_queries(PEER_A, generate_then_embed, setting.stock_lm, setting.embedder, texts, (1,))
-    # The check alone; the times below are those of single calls.
-    (checked,) = compare("W3", ours, [peer], len(texts), repeats=1)
-    p50: dict[str, list[float]] = {"ours": [], "theirs": []}
-    p95: dict[str, list[float]] = {"ours": [], "theirs": []}
-    for repeat in tqdm(range(setting.repeats), desc="W3, latencies", unit="round", file=sys.stderr):
-        latencies: dict[str, list[float]] = {"ours": [], "theirs": []}
-        for number, text in enumerate(texts):
-            for side in ("ours", "theirs") if (number + repeat) % 2 == 0 else ("theirs", "ours"):
-                started = time.perf_counter()
-                if side == "ours":
-                    setting.embedder.encode_query(text, show_progress_bar=False)
-                else:
-                    generate_then_embed(setting.stock_lm, setting.embedder.conversation, [text], 1)
-                latencies[side].append(time.perf_counter() - started)
-        for side, times in latencies.items():
-            p50[side].append(statistics.median(times))
-            p95[side].append(float(np.percentile(times, 95)))
+    texts, embedder = setting.queries(setting.sizes.single), setting.embedder
+    calls: dict[str, Callable[[str], Any]]
+    if not setting.has_thinker:
+        peer = peer_queries(PEER_A, generate_then_embed, setting.stock_lm, embedder, texts, (1,))
+        calls = {PEER_A: partial(_one_by_peer, setting.stock_lm, embedder)}
+        # The check alone; the times below are those of single calls.
+        checked = compare("W3", our_queries(embedder, texts, (1,)), [peer], len(texts), repeats=1)
+    else:
+        stock, side = setting.stock_embedder, embedder.question_side
+        assert side is not None
+        thinking = _stock_thinking(setting, embedder, texts, (1,))
+        checked = compare("W3", our_queries(embedder, texts, (1,)), [thinking], len(texts), repeats=1)
+        checked += compare("W3, cost", *_without_thinking(setting, embedder, texts, (1,)), len(texts), repeats=1)
+        calls = {
+            PEER_F: lambda text: encode_then_generate(stock, side, [text], 1),
+            PEER_G: lambda text: stock.encode_query(text, show_progress_bar=False),
+        }
+    seconds = _single_calls({"ours": partial(embedder.encode_query, show_progress_bar=False), **calls}, texts, setting)
     cells = []
-    for name, found in (("p50", p50), ("p95", p95)):
-        cell = {key: checked[key] for key in ("items", "lowest_cosine", "differing_rows")}
-        cell |= {"peer": f"{PEER_A}, {name} of a query", "speedup": speedup(found["ours"], found["theirs"])}
-        cell |= {side: {**spread(times), "batch_size": 1} for side, times in found.items()}
-        cells.append(cell)
+    for agreed in checked:
+        for name, share in (("p50", 50), ("p95", 95)):
+            found = {
+                side: [float(np.percentile(times, share)) for times in seconds[calls_of]]
+                for side, calls_of in (("ours", "ours"), ("theirs", agreed["peer"]))
+            }
+            cell = {key: agreed[key] for key in ("items", "lowest_cosine", "differing_rows")}
+            cell |= {"peer": f"{agreed['peer']}, {name} of a query", "speedup": speedup(*found.values())}
+            cell |= {side: {**spread(times), "batch_size": 1} for side, times in found.items()}
+            cells.append(cell)
     return {"cells": cells}
+
+
+def _one_by_peer(model: Any, embedder: ReasoningEmbedder, text: str) -> Outcome:
+    return generate_then_embed(model, embedder.conversation, [text], 1)
+
+
+def _single_calls(
+    calls: dict[str, Callable[[str], Any]], texts: list[str], setting: Setting
+) -> dict[str, list[list[float]]]:
+    """Seconds of every call, by side and repeat; for each text the sides take turns."""
+    seconds: dict[str, list[list[float]]] = {name: [] for name in calls}
+    for repeat in tqdm(range(setting.repeats), desc="W3, latencies", unit="round", file=sys.stderr):
+        for times in seconds.values():
+            times.append([])
+        for number, text in enumerate(texts):
+            for name in list(calls)[:: 1 if (number + repeat) % 2 == 0 else -1]:
+                started = time.perf_counter()
+                calls[name](text)
+                seconds[name][-1].append(time.perf_counter() - started)
+    return seconds
 
 
 def documents(setting: Setting, name: str) -> dict[str, Any]:
@@ -131,7 +207,8 @@ def _compare_documents(
         return None, setting.embedder.encode_document(texts, batch_size=size, show_progress_bar=False)
 
     def stock(size: int) -> Outcome:
-        return None, np.asarray(setting.stock_embedder.encode(texts, batch_size=size, show_progress_bar=False))
+        found = setting.stock_embedder.encode_document(texts, batch_size=size, show_progress_bar=False)
+        return None, np.asarray(found)
 
     sides = Side("ours", ours, batch_sizes=sizes), [Side(PEER_D, stock, batch_sizes=stock_sizes)]
     return compare(title, *sides, len(texts), setting.repeats)
@@ -170,7 +247,7 @@ def peak_memory(setting: Setting) -> dict[str, Any]:
     queries, abstracts = setting.queries(setting.sizes.queries), setting.documents("scifact")
     cells = []
     for sides, texts, sizes, peer in (
-        (memory.SIDES[:2], queries, setting.sizes.batch_sizes, PEER_A),
+        (memory.SIDES[:2], queries, setting.sizes.batch_sizes, PEER_F if setting.has_thinker else PEER_A),
         (memory.SIDES[2:], abstracts, setting.sizes.document_batch_sizes, PEER_D),
     ):
         for size in sizes:

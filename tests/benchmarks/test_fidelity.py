@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import fidelity, peers
 from searchr3_embed import ReasoningEmbedder
@@ -38,6 +39,29 @@ def test_fidelity_holds(embedder: ReasoningEmbedder) -> None:
     assert [row["batch_size"] for row in result["batch_independence"]] == [1, 3]
     table = fidelity.render(result)
     assert "100.00%" in table and table.count("\n") == 7
+
+
+@pytest.mark.parametrize("kind", ["thinker_checkpoint", "language_model_thinker_checkpoint"])
+def test_fidelity_of_an_encoder_with_a_thinker(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(request.getfixturevalue(kind))
+    ours = ReasoningEmbedder(folder, device="cpu", on_truncate="ignore")
+    half = ReasoningEmbedder(folder, device="cpu", model_kwargs={"dtype": torch.bfloat16})
+    # A random encoder's vectors lie closer together than a trained one's; what is wrong is far below.
+    monkeypatch.setattr(fidelity, "LEAST_COSINE_BFLOAT16", 0.999)
+    result = fidelity.check(ours, TEXTS, batch_sizes=(1, 3), half=half)
+    assert result["passed"], result
+    assert result["encoder"]["largest_difference"] <= 1e-5
+    assert 0.999 < result["encoder"]["lowest_cosine_bfloat16"] < 1
+    assert "bfloat16" in fidelity.render(result)
+    assert ours.question_side is not None
+    # Moved by another P, the two passes differ.
+    stored = ours.question_side.projection
+    traces = ours.reason(TEXTS)
+    monkeypatch.setattr(ours, "reason", lambda *args, **options: traces)
+    ours.question_side.projection = -stored
+    assert fidelity.one_pass_against_two(ours, TEXTS)["lowest_cosine"] < fidelity.LEAST_COSINE
 
 
 def test_generate_writes_the_same_tokens(embedder: ReasoningEmbedder) -> None:

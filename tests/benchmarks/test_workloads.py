@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 
 import benchmarks.__main__ as suite
 from benchmarks import cells, gpu, memory, peers, profiling, steered, timing, workloads
@@ -77,6 +78,46 @@ def test_all_workloads_are_measured_and_reported(
     text = (tmp_path / "results.md").read_text()
     assert "## W7" in text and "is not available: not here" in text and "Matrix products take" in text
     assert (tmp_path / "results.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("kind", ["thinker_checkpoint", "language_model_thinker_checkpoint"])
+def test_an_encoder_with_a_thinker_meets_the_stock_encoder(
+    kind: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    model = str(request.getfixturevalue(kind))
+    setting = Setting(data, model, tmp_path, SIZES, repeats=1, shape=TINY)
+    found = suite.run(setting, ["W1", "W2", "W3", "W4a", "W5", "W7"], tmp_path)["workloads"]
+    assert not [name for name, workload in found.items() if "error" in workload]
+    for name in ("W1", "W2"):
+        thinking, cost = found[name]["cells"]
+        assert (thinking["peer"], cost["peer"]) == (workloads.PEER_F, workloads.PEER_G)
+        assert min(thinking["lowest_cosine"], cost["lowest_cosine"]) >= 0.9999
+        assert thinking["differing_rows"] == 0
+    assert found["W2"]["reasoning_tokens"]["most"] > 5
+    assert [cell["peer"].rpartition(", ")[2] for cell in found["W3"]["cells"]] == [
+        "p50 of a query",
+        "p95 of a query",
+    ] * 2
+    assert found["W4a"]["cells"][0]["lowest_cosine"] >= 0.9999
+    # In W6 both sides have processes of their own; here, the peer's work alone.
+    ids, vectors, _ = memory._run(memory.SIDES[1], setting.folder, TEXTS[:3], 2)
+    traces = setting.embedder.reason(TEXTS[:3])
+    assert ids == [trace.reasoning_ids for trace in traces]
+    np.testing.assert_allclose(vectors, np.stack([trace.embedding for trace in traces]), atol=1e-5)
+
+
+def test_the_peer_of_a_thinker_ends_as_ours(thinker_checkpoint: Path) -> None:
+    """Rows that have nothing to add, that end by themselves, and that use up their budget."""
+    embedder = ReasoningEmbedder(str(thinker_checkpoint), device="cpu", on_truncate="ignore")
+    stock = SentenceTransformer(str(thinker_checkpoint), device="cpu")
+    side = embedder.question_side
+    assert side is not None
+    texts = [*TEXTS, *(word for text in TEXTS for word in text.split()), *"abcdefghijklmnopqrstuvwxyz"]
+    traces = embedder.reason(texts)
+    assert {trace.finish_reason for trace in traces} == {"nothing_to_add", "embed_token", "length"}
+    ids, vectors = peers.encode_then_generate(stock, side, texts, 8)
+    assert ids == [trace.reasoning_ids for trace in traces]
+    np.testing.assert_allclose(vectors, np.stack([trace.embedding for trace in traces]), atol=1e-5)
 
 
 def test_batch_sizes_are_chosen_on_a_sample_of_many_documents(
