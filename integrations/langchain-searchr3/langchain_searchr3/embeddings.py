@@ -40,8 +40,8 @@ class SearchR3Embeddings(BaseModel, Embeddings):
     """Whether ``embed_query`` thinks; documents never do."""
     max_reasoning_tokens: NonNegativeInt | None = None
     """Budget of generated tokens per query; None takes the checkpoint's."""
-    normalize: bool = True
-    """Whether embeddings are scaled to length 1. Search-R3 checkpoints do so themselves: this guards others."""
+    normalize: bool = False
+    """Whether embeddings are scaled to length 1 if the model does not do so itself."""
     cache_folder: str | None = None
     """Where hub downloads are kept; None takes the hub's default."""
     show_progress: bool = False
