@@ -44,7 +44,7 @@ def centres(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
     count = min(count, len(vectors))
     means = faiss.Kmeans(vectors.shape[1], count, niter=20, spherical=True, seed=seed, min_points_per_centroid=1)
     means.train(np.ascontiguousarray(vectors))
-    return means.centroids
+    return np.asarray(means.centroids, dtype=np.float32)
 
 
 def fit(
