@@ -18,7 +18,7 @@ from llama_index.embeddings.searchr3 import SearchR3Embedding
 from sentence_transformers import SentenceTransformer
 
 from searchr3_embed import ReasoningEmbedder
-from searchr3_embed.checkpoint import locate, thinker
+from searchr3_embed.checkpoint import locate
 from searchr3_embed.chroma import SearchR3EmbeddingFunction
 from tests import joined, tiny
 from training.evaluate.models import teacher_source
@@ -33,11 +33,9 @@ def snippets() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def keeps_minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def keeps_minilm() -> Path:
     """A checkpoint that has the vectors of all-MiniLM-L6-v2 and moves questions."""
-    if thinker.has_thinker(locate.packaged_folder()):
-        return locate.packaged_folder()
-    return joined.save_joined(teacher_source(), tmp_path_factory.mktemp("minilm"), scale=0.01)
+    return locate.packaged_folder()
 
 
 @pytest.fixture

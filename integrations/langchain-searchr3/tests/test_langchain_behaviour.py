@@ -126,7 +126,7 @@ async def test_stores_find_it_asynchronously(embeddings: SearchR3Embeddings) -> 
 
 def test_a_cache_keeps_the_two_sides_apart(embeddings: SearchR3Embeddings) -> None:
     """Question and document of the same words, in every way in which LangChain caches."""
-    text = TEXTS[0]
+    text = "Is cystic fibrosis inherited?"  # of a kind that the thinker was trained on, so it moves the vector
     query, document = embeddings.embed_query(text), embeddings.embed_documents([text])[0]
     assert np.abs(np.subtract(query, document)).max() > 1e-3
     documents, queries = InMemoryByteStore(), InMemoryByteStore()

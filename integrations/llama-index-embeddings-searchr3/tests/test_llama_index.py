@@ -185,9 +185,10 @@ def test_a_pipeline_splits_and_embeds_real_text(
 
 def test_the_cache_of_a_pipeline_holds_documents_only(embedding: SearchR3Embedding) -> None:
     pipeline = IngestionPipeline(transformations=[embedding])
-    first, again = (pipeline.run(documents=[Document(text=TEXTS[0], id_="0")])[0].embedding for _ in range(2))
+    text = "Is cystic fibrosis inherited?"  # of a kind that the thinker was trained on, so it moves the vector
+    first, again = (pipeline.run(documents=[Document(text=text, id_="0")])[0].embedding for _ in range(2))
     assert first == again and len(pipeline.cache.cache.get_all(pipeline.cache.collection)) == 1
-    assert np.abs(np.subtract(embedding.get_query_embedding(TEXTS[0]), first)).max() > 1e-3
+    assert np.abs(np.subtract(embedding.get_query_embedding(text), first)).max() > 1e-3
 
 
 async def test_asynchronous_batches_may_run_in_workers(core: ReasoningEmbedder) -> None:
