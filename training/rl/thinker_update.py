@@ -30,7 +30,7 @@ class ThinkerPolicyTrainer(ProjectionRate, PolicyTrainer):
     Args:
         rollouts: Writes and scores.
         stay_weight: Weight of 1 - cosine to the encoder's vector.
-        projection_rate: Learning rate of P.
+        projection_rate: Learning rate of P, and of the head of a shared thinker.
         vector_sets: Sets to choose checkpoints by.
         **kwargs: As of :class:`PolicyTrainer`.
     """

@@ -64,7 +64,7 @@ class ThinkerTrainer(ProjectionRate, EmbedderTrainer, SFTTrainer):
     Args:
         questions: Corpus, vectors, conversation and encoder.
         settings: The loss.
-        projection_rate: Learning rate of P.
+        projection_rate: Learning rate of what starts from nothing: P, and the head of a shared thinker.
         warm_up: Steps in which P alone is trained: while P is zero, the thinker has no gradient.
         vector_sets: Sets to choose checkpoints by, see :func:`training.shared.questions.measure`.
         **kwargs: As of ``SFTTrainer``.

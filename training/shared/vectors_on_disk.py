@@ -1,8 +1,8 @@
 """Vectors of an encoder that nobody touches: computed once, kept on disk, memory-mapped.
 
 A file belongs to an encoder, as it reads just these texts, and to the texts, by a digest of both; so runs can share a
-folder of them. It is written block
-by block, and a run that was killed while writing goes on behind the last whole block.
+folder of them. It is written block by block, and a run that was killed while writing goes on behind the last whole
+block.
 """
 
 from __future__ import annotations
