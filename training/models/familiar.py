@@ -1,6 +1,7 @@
 """Tells a trained thinker where it knows its way, so that it leaves other questions to the encoder.
 
-    python -m training.models.familiar --checkpoint runs/sft/model --data reasoned/*.jsonl.gz --out runs/model
+    python -m training.models.familiar --checkpoint runs/sft/model --data reasoned/*.jsonl.gz \\
+        --config training/configs/mini.yaml --out runs/gated
 
 The questions of the training data become centres of clusters in the encoder's space. A question that is farther from
 all of them than one cosine keeps the encoder's vector; from another cosine on it is moved in full. Both, and by how
@@ -20,10 +21,12 @@ from pathlib import Path
 import faiss
 import numpy as np
 import torch
+import yaml
 
 from searchr3_embed import ReasoningEmbedder
 from searchr3_embed.checkpoint.thinker import has_thinker
 from searchr3_embed.question_side import Familiar
+from training.data.reading import source_name
 from training.data.records import read_records
 
 # More questions a cluster than that do not move its centre.
@@ -45,6 +48,21 @@ def centres(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
     means = faiss.Kmeans(vectors.shape[1], count, niter=20, spherical=True, seed=seed, min_points_per_centroid=1)
     means.train(np.ascontiguousarray(vectors))
     return np.asarray(means.centroids, dtype=np.float32)
+
+
+def trained_on(data: Sequence[Path], config: Path) -> list[Path]:
+    """The files whose sources the settings name; what training left out must not become familiar.
+
+    Raises:
+        ValueError: The settings name no sources, or none of the files is one.
+        OSError: They can't be read.
+    """
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    sources = settings.get("sources") if isinstance(settings, dict) else None
+    found = [path for path in data if source_name(path.name) in (sources or ())]
+    if not found:
+        raise ValueError(f"{config} names none of the {len(data)} files among its sources.")
+    return found
 
 
 def fit(
@@ -74,6 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of an encoder with a trained thinker")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="the records it was trained on")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        help="settings of training.sft: of --data, only the sources that they name count (default: all)",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--centres", type=int, default=256, help="number of clusters (default: 256)")
     parser.add_argument("--foreign", type=float, default=0.5, help="cosine up to which nothing moves (default: 0.5)")
@@ -86,14 +109,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"{args.checkpoint} holds no encoder with a thinker.")
         if args.centres < 1 or not args.scale > 0:
             raise ValueError(f"centres and scale must be above 0, got {args.centres} and {args.scale}.")
-        questions = [record.query for path in args.data for record in read_records(path)]
+        paths = args.data if args.config is None else trained_on(args.data, args.config)
+        questions = [record.query for path in paths for record in read_records(path)]
         embedder = ReasoningEmbedder(args.checkpoint, device="cpu", on_truncate="ignore")
         side = embedder.question_side
         assert side is not None
         familiar = fit(embedder, questions, args.centres, args.foreign, args.known, args.seed)
         embedder.question_side = dataclasses.replace(side, projection=side.projection * args.scale, familiar=familiar)
         embedder.save_pretrained(str(args.out), create_model_card=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(args.out)

@@ -69,3 +69,12 @@ def test_what_does_not_fit_is_said(
     save_file({**tensors, "familiar": tensors["familiar"][:, :-1].contiguous()}, path)
     with pytest.raises(CheckpointError, match="familiar questions that do not fit"):
         ReasoningEmbedder(tmp_path / "out", device="cpu")
+
+
+def test_only_sources_that_were_trained_on_become_familiar(tmp_path: Path) -> None:
+    config = tmp_path / "mini.yaml"
+    config.write_text("sources:\n  seen: 1\n  also: 0.5\n")
+    files = [tmp_path / name for name in ("seen.jsonl.gz", "left_out.jsonl.gz", "also.jsonl")]
+    assert familiar.trained_on(files, config) == [files[0], files[2]]
+    with pytest.raises(ValueError, match="names none of the 1 files"):
+        familiar.trained_on(files[1:2], config)
