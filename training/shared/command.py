@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 import transformers
 
 
@@ -19,5 +20,16 @@ def run_command(train: Callable[[], Path]) -> int:
     except (ValueError, FloatingPointError, OSError) as error:
         print(f"error: {' '.join([str(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
         return 2
+    finally:
+        leave_process_group()
     print(folder)
     return 0
+
+
+def leave_process_group() -> None:
+    """Ends the threads by which the processes of a run talk to each other.
+
+    A process that exits while they run is aborted by the C++ runtime now and then, after all its work is done.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
