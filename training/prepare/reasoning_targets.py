@@ -60,6 +60,7 @@ def terms_reasoning(
     most_terms: int = 5,
     neighbours: int = 16,
     least_support: int = 2,
+    most_common: float = 0.1,
 ) -> list[str | None]:
     """The source that needs nothing but the data: predictable terms of each record's positives, the strongest first.
 
@@ -70,6 +71,7 @@ def terms_reasoning(
         most_terms: Most terms a query gets.
         neighbours: Number of similar queries whose documents vote.
         least_support: Votes that a term needs; 0 takes the salient terms without a vote.
+        most_common: Largest share of the records whose documents may hold a term.
 
     Returns:
         The terms of each record, space-separated; "" where nothing can be predicted.
@@ -81,7 +83,12 @@ def terms_reasoning(
             [record.query for record in records], normalize_embeddings=True, show_progress_bar=True
         )
     chosen = predictable_terms(
-        records, vectors, most_terms=most_terms, neighbours=neighbours, least_support=least_support
+        records,
+        vectors,
+        most_terms=most_terms,
+        neighbours=neighbours,
+        least_support=least_support,
+        most_common=most_common,
     )
     return [" ".join(terms) for terms in chosen]
 
@@ -126,6 +133,7 @@ def predictable_terms(
     most_terms: int = 5,
     neighbours: int = 16,
     least_support: int = 2,
+    most_common: float = 0.1,
 ) -> list[list[str]]:
     """Chooses the terms of each record's reasoning.
 
@@ -136,19 +144,20 @@ def predictable_terms(
         most_terms: Most terms a query gets.
         neighbours: Number of similar queries whose documents vote.
         least_support: Votes that a term needs; 0 takes the salient terms of the positives without a vote.
+        most_common: Largest share of the records whose documents may hold a term; a word in more of them tells
+            nothing. In small collections, fifty always may.
 
     Returns:
         Terms in lower case, the strongest first; a list per record, empty where nothing can be predicted.
     """
     texts = [" ".join(record.positives) for record in records]
-    # A word in more than a tenth of the documents tells nothing; in small collections fifty are always allowed. A word
-    # in fewer documents than its own and those of the voters it needs is never chosen.
+    # A word in fewer documents than its own and those of the voters it needs is never chosen.
     vectorizer = TfidfVectorizer(
         token_pattern=_WORD,
         stop_words="english",
         sublinear_tf=True,
         min_df=least_support + 1,
-        max_df=max(50, len(texts) // 10),
+        max_df=max(50, int(len(texts) * most_common)),
         dtype=np.float32,
     )
     try:
@@ -264,6 +273,14 @@ def arguments() -> argparse.ArgumentParser:
     terms.add_argument("--most-terms", type=int, default=5, help="most terms a query gets (default: 5)")
     terms.add_argument("--neighbours", type=int, default=16, help="similar queries whose documents vote (default: 16)")
     terms.add_argument("--least-support", type=int, default=2, help="votes a term needs, 0: no vote (default: 2)")
+    terms.add_argument(
+        "--most-common",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="largest share of the records whose documents may hold a term; lower it for words that say more about "
+        "the topic (default: 0.1)",
+    )
     language.add_argument(
         "--system-prompt", type=Path, metavar="FILE", help="another prompt than ours (see --dry-run)"
     )
@@ -281,6 +298,8 @@ def _terms(args: argparse.Namespace) -> int:
     for name, least in (("most_terms", 1), ("neighbours", 1), ("least_support", 0)):
         if (value := getattr(args, name)) < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    if not 0 < args.most_common <= 1:
+        raise ValueError(f"--most-common must be above 0 and at most 1, got {args.most_common}")
     files = _read(args)
     chosen = terms_reasoning(
         _joined(files),
@@ -288,6 +307,7 @@ def _terms(args: argparse.Namespace) -> int:
         most_terms=args.most_terms,
         neighbours=args.neighbours,
         least_support=args.least_support,
+        most_common=args.most_common,
     )
     _write(args, files, chosen)
     return 0
