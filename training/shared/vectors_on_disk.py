@@ -1,13 +1,14 @@
 """Vectors of an encoder that nobody touches: computed once, kept on disk, memory-mapped.
 
-A file belongs to an encoder, as it reads just these texts, and to the texts, by a digest of both; so runs can share a
-folder of them. It is written block by block, and a run that was killed while writing goes on behind the last whole
+A file belongs to texts, by their digest, and to an encoder, by its vectors of a few of them; so runs can share a
+folder of files. It is written block by block, and a run that was killed while writing goes on behind the last whole
 block.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from searchr3_embed.files import write_json
 
 # Texts between two notes of how far it is: losing one block costs seconds.
 _BLOCK = 2048
+# Vectors of one encoder differ by less, those of two encoders by more.
+_SAME = 1e-3
 
 
 def vectors_on_disk(encode: Callable[[list[str]], Any], texts: Sequence[str], folder: Path, what: str) -> np.ndarray:
@@ -39,16 +42,11 @@ def vectors_on_disk(encode: Callable[[list[str]], Any], texts: Sequence[str], fo
         FloatingPointError: A vector is not finite.
         OSError: The folder can't be written.
     """
-    # Vectors tell encoders apart, and the longest text how much of it they read; rounded, so that the digest does not
-    # depend on the kernels of one machine.
+    # Vectors tell encoders apart, and the longest text how much of it they read.
     identity = np.asarray(encode([*PROBES, max(texts, key=len, default="")]), dtype=np.float32)
-    digest = hashlib.sha256(np.round(identity, 2).astype(np.float16).tobytes())
-    for text in texts:
-        digest.update(text.encode("utf-8", errors="surrogatepass") + b"\0")
-    name = f"{what}-{digest.hexdigest()[:16]}"
-    path, note = folder / f"{name}.npy", folder / f"{name}.json"
     shape = (len(texts), identity.shape[1])
     folder.mkdir(parents=True, exist_ok=True)
+    path, note = _files(folder, f"{what}-{_digest(texts)}", identity)
     done = json.loads(note.read_text())["done"] if note.is_file() and path.is_file() else 0
     if done < len(texts):
         mode: Any = "r+" if done else "w+"
@@ -61,6 +59,30 @@ def vectors_on_disk(encode: Callable[[list[str]], Any], texts: Sequence[str], fo
                     raise FloatingPointError(f"The encoder's vector of text {row} of the {what} is not finite.")
                 file[start : start + len(block)] = block
                 file.flush()
-                write_json(note, {"done": start + len(block)})
+                write_json(note, {"done": start + len(block), "identity": identity.tolist()})
                 bar.update(len(block))
     return np.load(path, mmap_mode="r") if texts else np.empty(shape, dtype=np.float32)
+
+
+def _digest(texts: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode("utf-8", errors="surrogatepass") + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _files(folder: Path, name: str, identity: np.ndarray) -> tuple[Path, Path]:
+    """The file of vectors and its note that belong to an encoder, new or there already.
+
+    Encoders are told apart with a tolerance: one machine may choose another kernel in its next process, and vectors
+    then differ in their last digits.
+    """
+    for number in itertools.count(1):
+        whole = name if number == 1 else f"{name}-{number}"
+        note = folder / f"{whole}.json"
+        if note.is_file():
+            known = np.asarray(json.loads(note.read_text()).get("identity", ()), dtype=np.float32)
+            if known.shape != identity.shape or not np.allclose(known, identity, rtol=0, atol=_SAME):
+                continue
+        return folder / f"{whole}.npy", note
+    raise AssertionError("unreachable: itertools.count never ends")

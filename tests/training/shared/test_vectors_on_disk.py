@@ -68,6 +68,19 @@ def test_another_encoder_or_text_has_another_file(tmp_path: Path) -> None:
     assert vectors_on_disk(encoder([]), [], tmp_path, "documents").shape == (0, 2)
 
 
+def test_the_last_digits_of_another_process_do_not_matter(tmp_path: Path) -> None:
+    plain = encoder([])
+    first = np.array(vectors_on_disk(plain, TEXTS, tmp_path, "documents"))
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        seen: list[str] = []
+        other = encoder(seen)
+        noise = generator.uniform(-2e-5, 2e-5)
+        again = vectors_on_disk(lambda texts, f=other, e=noise: f(texts) + e, TEXTS, tmp_path, "documents")
+        assert np.array_equal(again, first) and len(seen) == len(PROBES) + 1
+    assert len(list(tmp_path.glob("*.npy"))) == 1
+
+
 def test_a_vector_that_is_not_finite_is_named(tmp_path: Path) -> None:
     plain = encoder([])
 
