@@ -1,36 +1,32 @@
 """Tells a trained thinker where it knows its way, so that it leaves other questions to the encoder.
 
     python -m training.models.familiar --checkpoint runs/sft/model --data reasoned/*.jsonl.gz \\
-        --config training/configs/mini.yaml --out runs/gated
+        --sources medquad scifact --out runs/gated
 
-The questions of the training data become centres of clusters in the encoder's space. A question that is farther from
-all of them than one cosine keeps the encoder's vector; from another cosine on it is moved in full. Both, and by how
-much P is scaled, are chosen on sources that training left out (which must not get worse) and on held-out questions of
-those it saw.
+The training questions of the sources become centres of clusters in the encoder's space. A question that is farther
+from all of them than one cosine keeps the encoder's vector, and nothing is written for it; from another cosine on it
+is moved in full. Name the sources whose held-out questions gain by thinking (``training.data.held_out`` makes sets of
+them); the cosines, and by how much P is scaled, are chosen on sources that training left out, which must not get
+worse, and on those held-out questions.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import faiss
 import numpy as np
 import torch
-import yaml
 
 from searchr3_embed import ReasoningEmbedder
 from searchr3_embed.checkpoint.thinker import has_thinker
 from searchr3_embed.question_side import Familiar
 from training.data.reading import source_name
 from training.data.records import read_records
-
-# More questions a cluster than that do not move its centre.
-_QUESTIONS_A_CENTRE = 100
 
 
 def centres(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -50,37 +46,52 @@ def centres(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.asarray(means.centroids, dtype=np.float32)
 
 
-def trained_on(data: Sequence[Path], config: Path) -> list[Path]:
-    """The files whose sources the settings name; what training left out must not become familiar.
+def chosen_files(data: Sequence[Path], sources: Sequence[str] | None) -> dict[str, Path]:
+    """The files of the sources, by name; None takes all.
 
     Raises:
-        ValueError: The settings name no sources, or none of the files is one.
-        OSError: They can't be read.
+        ValueError: A source has no file.
     """
-    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    sources = settings.get("sources") if isinstance(settings, dict) else None
-    found = [path for path in data if source_name(path.name) in (sources or ())]
-    if not found:
-        raise ValueError(f"{config} names none of the {len(data)} files among its sources.")
-    return found
+    files = {source_name(path.name): path for path in data}
+    if missing := sorted(set(sources or ()) - set(files)):
+        known = ", ".join(sorted(files))
+        raise ValueError(f"No file of --data is the source {', '.join(missing)}; there are {known}.")
+    return {name: path for name, path in files.items() if sources is None or name in sources}
 
 
 def fit(
-    embedder: ReasoningEmbedder, questions: Sequence[str], count: int, foreign: float, known: float, seed: int
+    embedder: ReasoningEmbedder,
+    questions: Mapping[str, Sequence[str]],
+    count: int,
+    foreign: float,
+    known: float,
+    seed: int,
 ) -> Familiar:
-    """Where a thinker knows its way, from a sample of the questions that it was trained on.
+    """Where a thinker knows its way: clusters of each source's questions, so that small sources count too.
+
+    Args:
+        embedder: Gives the encoder's vectors.
+        questions: The training questions by source.
+        count: Most clusters of a source.
+        foreign: See :class:`searchr3_embed.question_side.Familiar`.
+        known: See there.
+        seed: Of the first centres.
 
     Raises:
         ValueError: There are no questions, or the cosines are out of order.
     """
-    if not questions:
+    if not any(questions.values()):
         raise ValueError("There are no questions in the data.")
     if not -1 <= foreign < known <= 1:
         raise ValueError(f"foreign must be below known, both from -1 to 1, got {foreign} and {known}.")
-    distinct = sorted(set(questions))
-    sample = random.Random(seed).sample(distinct, min(len(distinct), count * _QUESTIONS_A_CENTRE))
-    vectors = embedder.encode_query(sample, reason=False, normalize_embeddings=True, show_progress_bar=True)
-    return Familiar(torch.from_numpy(centres(vectors, count, seed)), foreign, known)
+    found = []
+    for asked in questions.values():
+        if distinct := sorted(set(asked)):
+            vectors = embedder.encode_query(
+                distinct, reason=False, normalize_embeddings=True, show_progress_bar=True, batch_size=256
+            )
+            found.append(centres(vectors, count, seed))
+    return Familiar(torch.from_numpy(np.concatenate(found)), foreign, known)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,13 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of an encoder with a trained thinker")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="the records it was trained on")
-    parser.add_argument(
-        "--config",
-        type=Path,
-        help="settings of training.sft: of --data, only the sources that they name count (default: all)",
-    )
+    parser.add_argument("--sources", nargs="+", help="the sources that become familiar (default: all of --data)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--centres", type=int, default=256, help="number of clusters (default: 256)")
+    parser.add_argument("--centres", type=int, default=256, help="most clusters of a source (default: 256)")
     parser.add_argument("--foreign", type=float, default=0.5, help="cosine up to which nothing moves (default: 0.5)")
     parser.add_argument("--known", type=float, default=0.7, help="cosine from which all of P h counts (default: 0.7)")
     parser.add_argument("--scale", type=float, default=1.0, help="what P is multiplied by (default: 1)")
@@ -109,15 +116,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"{args.checkpoint} holds no encoder with a thinker.")
         if args.centres < 1 or not args.scale > 0:
             raise ValueError(f"centres and scale must be above 0, got {args.centres} and {args.scale}.")
-        paths = args.data if args.config is None else trained_on(args.data, args.config)
-        questions = [record.query for path in paths for record in read_records(path)]
+        paths = chosen_files(args.data, args.sources)
+        questions = {name: [record.query for record in read_records(path)] for name, path in paths.items()}
         embedder = ReasoningEmbedder(args.checkpoint, device="cpu", on_truncate="ignore")
         side = embedder.question_side
         assert side is not None
         familiar = fit(embedder, questions, args.centres, args.foreign, args.known, args.seed)
         embedder.question_side = dataclasses.replace(side, projection=side.projection * args.scale, familiar=familiar)
         embedder.save_pretrained(str(args.out), create_model_card=False)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(args.out)

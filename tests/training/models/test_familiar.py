@@ -71,10 +71,21 @@ def test_what_does_not_fit_is_said(
         ReasoningEmbedder(tmp_path / "out", device="cpu")
 
 
-def test_only_sources_that_were_trained_on_become_familiar(tmp_path: Path) -> None:
-    config = tmp_path / "mini.yaml"
-    config.write_text("sources:\n  seen: 1\n  also: 0.5\n")
-    files = [tmp_path / name for name in ("seen.jsonl.gz", "left_out.jsonl.gz", "also.jsonl")]
-    assert familiar.trained_on(files, config) == [files[0], files[2]]
-    with pytest.raises(ValueError, match="names none of the 1 files"):
-        familiar.trained_on(files[1:2], config)
+def test_each_source_that_is_named_has_centres_of_its_own(
+    thinker_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A source of many questions leaves a small one its centres.
+    for name, asked in (("many", [f"question {n}" for n in range(40)]), ("few", KNOWN), ("other", [FOREIGN])):
+        lines = [json.dumps({"query": query, "positives": ["a"]}) + "\n" for query in asked]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    files = [str(path) for path in sorted(tmp_path.glob("*.jsonl"))]
+    common = ["--checkpoint", str(thinker_checkpoint), "--data", *files, "--out", str(tmp_path / "out")]
+    assert familiar.main([*common, "--sources", "few", "many", "--centres", "4"]) == 0
+    embedder = ReasoningEmbedder(tmp_path / "out", device="cpu")
+    assert embedder.question_side is not None and embedder.question_side.familiar is not None
+    found = embedder.question_side.familiar.centres.numpy()
+    assert len(found) == 4 + len(KNOWN)
+    nearest = (embedder.encode_query(KNOWN, reason=False, normalize_embeddings=True) @ found.T).max(axis=1)
+    np.testing.assert_allclose(nearest, 1, atol=1e-3)
+    assert familiar.main([*common, "--sources", "few", "lost"]) == 2
+    assert "No file of --data is the source lost; there are few, many, other." in capsys.readouterr().err
