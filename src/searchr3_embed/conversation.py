@@ -196,7 +196,8 @@ class Conversation:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated token ids, special tokens left out and outer white space removed."""
-        return self._template_tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+        # By the copy in which all added tokens are special: a checkpoint that was saved again reads the same.
+        return self._text_tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
     def direct_turn_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
         """A tokenizer that wraps each text in the direct turn by itself, so that stock libraries embed as we do.
@@ -205,7 +206,8 @@ class Conversation:
         loaded, and the direct turn would be lost.
         """
         prefix, suffix = self.direct_affixes
-        backend = Tokenizer.from_str(self._template_tokenizer.to_str())
+        # The setting below reaches only what is registered as special, and the likes of <tool_call> often are not.
+        backend = _all_special_copy(self._template_tokenizer)
         affixes = [("direct-turn-prefix", prefix), ("direct-turn-suffix", suffix)]
         specials = [
             {"id": name, "ids": ids, "tokens": [backend.id_to_token(i) for i in ids]} for name, ids in affixes if ids
@@ -317,6 +319,13 @@ def _bare_copy(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
 
 def _plain_text_copy(tokenizer: Tokenizer) -> Tokenizer:
     """A copy that reads every added token in a text as plain characters."""
+    copy = _all_special_copy(tokenizer)
+    copy.encode_special_tokens = True
+    return copy
+
+
+def _all_special_copy(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy in which every added token is registered as special."""
     copy = Tokenizer.from_str(tokenizer.to_str())
     # Only tokens registered as special can be switched off, so register them all.
     added = [
@@ -324,5 +333,4 @@ def _plain_text_copy(tokenizer: Tokenizer) -> Tokenizer:
         for token in copy.get_added_tokens_decoder().values()
     ]
     copy.add_special_tokens(added)
-    copy.encode_special_tokens = True
     return copy

@@ -1,0 +1,24 @@
+"""Saves two checkpoints over one another, again and again; a process that is there to be killed.
+
+python -m benchmarks.kill.save_again FIRST SECOND TARGET ROUNDS
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def main(first: str, second: str, target: str, rounds: str) -> None:
+    """Loads both and saves each of them ``rounds`` times in turn, the second one last."""
+    from searchr3_embed import ReasoningEmbedder
+
+    embedders = [ReasoningEmbedder(folder, device="cpu") for folder in (first, second)]
+    Path(target).with_name("begun").touch()
+    for _ in range(int(rounds)):
+        for embedder in embedders:
+            embedder.save_pretrained(target, create_model_card=False)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
