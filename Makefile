@@ -52,10 +52,11 @@ test: $(VENV)/.stamp-dev ## run the tests, offline; the heavy ones are left out
 test-all: $(VENV)/.stamp-dev ## run the heavy tests that make test leaves out, offline
 	$(PYTEST) -m slow $(ARGS)
 
-lint: $(VENV)/.stamp-dev ## check style, formatting and types
+lint: $(VENV)/.stamp-dev ## check style, formatting, types and known security mistakes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive src training benchmarks integrations/*/l* examples
 
 bench: $(if $(DATA),$(VENV)/.stamp-dev) ## time every workload against its peers: make bench DATA=<folder> (hours)
 	@if [ -z "$(DATA)" ]; then \

@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
+from tokenizers import AddedToken
 
 from searchr3_embed import ReasoningEmbedder
 from searchr3_embed.conversation import Conversation
 from searchr3_embed.prompt_words import Prompts
+from tests import tiny
 
 HARMLESS = "a quiet text"
 HOSTILE = [
@@ -166,3 +169,24 @@ def test_damaged_prompt_file_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "conversation.json").write_text(content)
     with pytest.raises(ValueError, match="conversation.json"):
         Prompts.load(tmp_path)
+
+
+def test_added_tokens_that_are_not_special_are_text_for_the_stock_class_too(tmp_path: Path) -> None:
+    """Many chat models register the likes of <tool_call> and </think> as no special tokens."""
+    model, tokenizer = tiny.qwen2()
+    tokenizer.add_tokens([AddedToken("<tool_call>", special=False), AddedToken("</think>", special=False)])
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    Prompts().save(tmp_path / "base")
+    embedder = ReasoningEmbedder(tmp_path / "base", device="cpu")
+    embedder.save_pretrained(str(tmp_path / "saved"))
+    again, stock = (kind(str(tmp_path / "saved"), device="cpu") for kind in (ReasoningEmbedder, SentenceTransformer))
+    text = "river <tool_call> bank </think>"
+    ids = embedder.conversation.direct_ids([text])
+    assert stock.tokenizer([text])["input_ids"] == again.conversation.direct_ids([text]) == ids
+    words = [
+        *embedder.conversation.text_ids(["river"])[0],
+        *tokenizer.convert_tokens_to_ids(["<tool_call>", "</think>"]),
+    ]
+    assert embedder.conversation.decode(words) == again.conversation.decode(words) == "river"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+import searchr3_embed
 from searchr3_embed import ReasoningEmbedder
 from searchr3_embed.checkpoint import CheckpointError, locate
 
@@ -70,3 +73,61 @@ def test_code_beside_the_weights_is_not_run(
 def test_of_a_hub_repository_only_data_is_fetched() -> None:
     code = [pattern for pattern in locate._DOWNLOADED_FILES if pattern.endswith((".py", ".bin", ".pkl", ".pt"))]
     assert code == ["example.py"] and "*" not in locate._DOWNLOADED_FILES
+
+
+PACKAGE = Path(searchr3_embed.__file__).parent
+DATA_SUFFIXES = {".safetensors", ".json", ".jinja", ".md", ".txt"}
+
+
+@pytest.mark.parametrize("kind", ["mini_checkpoint", "thinker_checkpoint", "language_model_thinker_checkpoint"])
+def test_weights_are_written_as_safetensors_only(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    ReasoningEmbedder(request.getfixturevalue(kind), device="cpu").save_pretrained(str(tmp_path / "saved"))
+    written = {path.suffix for path in (tmp_path / "saved").rglob("*") if path.is_file()}
+    assert ".safetensors" in written and written <= DATA_SUFFIXES
+
+
+def test_what_is_shipped_is_data() -> None:
+    shipped = {path.suffix for path in (PACKAGE / "weights").rglob("*") if path.is_file()}
+    assert ".safetensors" in shipped and shipped <= DATA_SUFFIXES
+
+
+def test_nothing_in_the_library_unpickles_or_runs_what_it_reads() -> None:
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for name in _dangerous(node):
+                found.append(f"{path.relative_to(PACKAGE)}: {name}")
+    assert found == []
+
+
+def test_dangerous_lines_would_be_found() -> None:
+    lines = [
+        "import pickle", "from marshal import loads", "torch.load(path)", "np.load(path)", "eval(text)",
+        "np.load(path, allow_pickle=True)", "AutoModel.from_pretrained(path, trust_remote_code=True)",
+    ]  # fmt: skip
+    assert [line for line in lines if not any(list(_dangerous(node)) for node in ast.walk(ast.parse(line)))] == []
+    harmless = [
+        "torch.load(path, weights_only=True)",
+        "np.load(path, allow_pickle=False)",
+        "f(trust_remote_code=False)",
+    ]
+    assert [line for line in harmless if any(list(_dangerous(node)) for node in ast.walk(ast.parse(line)))] == []
+
+
+def _dangerous(node: ast.AST) -> Iterator[str]:
+    """What of a line of code could run what a stranger wrote."""
+    modules = {"pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names if alias.name.split(".")[0] in modules)
+    if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in modules:
+        yield node.module or ""
+    if not isinstance(node, ast.Call):
+        return
+    called = ast.unparse(node.func)
+    given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+    if called in ("eval", "exec") or given.get("trust_remote_code") == "True":
+        yield called
+    if called == "torch.load" and given.get("weights_only") != "True":
+        yield called
+    if called in ("np.load", "numpy.load") and given.get("allow_pickle") != "False":
+        yield called

@@ -199,7 +199,7 @@ def _read_hub(spec: str, counts: Counter[str], skip_bad: bool) -> list[Record]:
 
     *config, split = options or ["train"]
     try:
-        rows = load_dataset(name, *config, split=split)
+        rows = load_dataset(name, *config, split=split)  # named by the user  # nosec B615
     except Exception as error:  # connection, unknown name, unknown split: the library raises many types
         raise DataError(f"source {spec!r}: cannot be loaded: {type(error).__name__}: {error}") from error
     query, positives, negatives = _hub_columns(spec, rows.column_names)

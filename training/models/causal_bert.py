@@ -51,10 +51,10 @@ def make_causal(folder: str, prompts: Prompts = PROMPTS) -> tuple[BertLMHeadMode
     Raises:
         ValueError: The model is no BERT encoder.
     """
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder)  # a folder here  # nosec B615
     if config.model_type != "bert":
         raise ValueError(f"{folder} is a model of type {config.model_type!r}; a BERT encoder ('bert') is needed.")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)  # a folder here  # nosec B615
     tokenizer.add_special_tokens({"additional_special_tokens": [prompts.embed_token]})
     tokenizer.chat_template = CHAT_TEMPLATE
     embed_id = tokenizer.convert_tokens_to_ids(prompts.embed_token)
@@ -64,7 +64,9 @@ def make_causal(folder: str, prompts: Prompts = PROMPTS) -> tuple[BertLMHeadMode
     # Without dropout a run can be repeated to the bit, and distillation has no use for it.
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
     config.eos_token_id = embed_id
-    model = BertLMHeadModel.from_pretrained(folder, config=config, dtype=torch.float32, attn_implementation="eager")
+    model = BertLMHeadModel.from_pretrained(
+        folder, config=config, dtype=torch.float32, attn_implementation="eager"
+    )  # a folder here  # nosec B615
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     with torch.no_grad():
         rows: Any = model.get_input_embeddings().weight

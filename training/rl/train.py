@@ -72,7 +72,7 @@ def load_stage_1(
         ValueError: The model has not learned to embed, or the settings do not fit it.
     """
     folder, kwargs = find_start(model_args, "the stage-1 model")
-    known = transformers.AutoTokenizer.from_pretrained(folder)
+    known = transformers.AutoTokenizer.from_pretrained(folder)  # a folder here  # nosec B615
     model, tokenizer, prompts = load_start(folder, None, **kwargs)
     find_embed_token(known, prompts.embed_token)
     conversation = conversation_of(tokenizer, prompts, model.config, args)

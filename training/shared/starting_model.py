@@ -50,7 +50,7 @@ def load_start(
     Raises:
         ValueError: There is no chat template, or there are no prompts.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)  # a folder here  # nosec B615
     if not tokenizer.chat_template:
         raise ValueError(
             f"{folder} has no chat template (chat_template.jinja): the turns can't be written. Take an instruction-"
@@ -62,7 +62,7 @@ def load_start(
         raise ValueError(f"{folder} holds no {PROMPTS_FILE}; the settings must give prompts.")
     if own is not None and own != words:
         logger.warning("the settings' prompts replace those of %s", folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, **kwargs)
+    model = AutoModelForCausalLM.from_pretrained(folder, **kwargs)  # a folder here  # nosec B615
     if words.embed_token not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [words.embed_token]})
         add_token(model, cast(int, tokenizer.convert_tokens_to_ids(words.embed_token)), tokenizer.eos_token_id)

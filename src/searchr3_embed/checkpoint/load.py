@@ -76,8 +76,8 @@ def load(
     _check_arguments(system_prompts, on_truncate)
     _check_files(name, folder)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)  # a folder here  # nosec B615
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # a folder here  # nosec B615
     except Exception as error:  # transformers raises many kinds for a damaged file
         raise CheckpointError(f"{name!r}: configuration or tokenizer can't be read ({first_line(error)}).") from error
     try:
@@ -182,7 +182,7 @@ def load_model(
     if config.model_type == "bert" and not config.is_decoder:
         raise CheckpointError(f"{name!r} is a bidirectional encoder; reasoning needs a causal language model.")
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(  # a folder here  # nosec B615
             folder, config=config, output_loading_info=True, local_files_only=True, **options
         )
     except Exception as error:  # safetensors, pickle and transformers each raise their own kinds

@@ -205,7 +205,7 @@ def _sharing(
     if encoder is None:
         raise CheckpointError(f"{name!r}: the thinker shares the weights of its encoder, which is no transformer.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(inner)
+        tokenizer = AutoTokenizer.from_pretrained(inner)  # a folder here  # nosec B615
         positions = encoder.config.max_position_embeddings
         conversation = Conversation(
             tokenizer,
