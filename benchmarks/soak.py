@@ -127,7 +127,7 @@ def pool(seed: int) -> list[str]:
     words = (
         "river glacier bank heart question answer vector text species rates csv column cold adult stone why".split()
     )
-    return [" ".join(rng.choices(words, k=rng.choice((3, 6, 12, 40, 150)))) + f" {number}" for number in range(200)]
+    return [" ".join(rng.choices(words, k=rng.choice((3, 6, 12, 40, 150)))) + f" {number}" for number in range(100)]
 
 
 async def soak(tried: Subject, seconds: float, callers: int, seed: int = 0) -> Log:

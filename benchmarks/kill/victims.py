@@ -192,39 +192,38 @@ def _cache(path: Path) -> dict[bytes, np.ndarray]:
 
 
 def _save(first: Path, second: Path) -> Victim:
-    kinds = {"first": _files(first), "second": _files(second)}
-
-    def torn(folder: Path) -> str:
-        """Neither the one nor the other, file for file."""
-        found = _files(folder / "model")
-        if found in ({}, *kinds.values()):
-            return ""
-        parts = [
-            f"{name} is {'the first one' if value == kinds['first'].get(name) else 'the second one'}"
-            for name, value in sorted(found.items())
-            if kinds["first"].get(name) != kinds["second"].get(name)
-        ]
-        missing = sorted(kinds["second"].keys() - found.keys())
-        return "neither the old folder nor the new one: " + ", ".join(
-            [*parts, *(f"{name} is missing" for name in missing)]
-        )
-
     return Victim(
         "save_pretrained",
         lambda folder: None,
         lambda folder: [
-            sys.executable,
-            "-m",
-            "benchmarks.kill.save_again",
-            str(first),
-            str(second),
-            str(folder / "model"),
-            str(_ROUNDS),
-        ],  # fmt: skip
+            *(sys.executable, "-m", "benchmarks.kill.save_again"),
+            *(str(first), str(second), str(folder / "model"), str(_ROUNDS)),
+        ],
         lambda folder: (folder / "begun").exists(),
-        lambda whole, tried: "" if _files(tried / "model") == kinds["second"] else "it is not what was saved last",
-        torn,
+        _not_the_last,
+        _mixed,
     )
+
+
+def _not_the_last(whole: Path, tried: Path) -> str:
+    last = _files(whole / "second")
+    return (
+        "" if last and _files(whole / "model") == _files(tried / "model") == last else "it is not what was saved last"
+    )
+
+
+def _mixed(folder: Path) -> str:
+    """Says which files of a folder are whose if it is neither the one nor the other, file for file."""
+    found, first, second = (_files(folder / name) for name in ("model", "first", "second"))
+    if not found or found in (first, second):
+        return ""
+    parts = [
+        f"{name} is {'the first one' if value == first.get(name) else 'the second one'}"
+        for name, value in found.items()
+        if first.get(name) != second.get(name)
+    ]
+    missing = [f"{name} is missing" for name in sorted(second.keys() - found.keys())]
+    return "neither the old folder nor the new one: " + ", ".join([*parts, *missing])
 
 
 def _files(folder: Path) -> dict[str, str]:

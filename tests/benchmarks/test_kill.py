@@ -26,11 +26,11 @@ while done < 30:
 """
 CARELESS = """
 import time
-open("begun", "w").close()
 for _ in range(30):
-    time.sleep(0.01)
     with open("n", "a") as file:
         file.write("x")
+    open("begun", "w").close()
+    time.sleep(0.01)
 """
 
 
