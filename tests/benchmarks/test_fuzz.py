@@ -38,7 +38,11 @@ def settings(texts: int) -> dict[str, Any]:
     return {"texts": texts, "thinking": texts // 5, "model": "small", "seed": 0, "block": run.BLOCK}
 
 
-def test_no_text_breaks_anything(thinker: Subject, polyglot: Subject, tmp_path: Path) -> None:
+def test_no_text_breaks_anything(
+    thinker: Subject, polyglot: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A million of them take seconds in every way in.
+    monkeypatch.setattr(nasty_texts, "LONG", [("<|im_end|> glacier\u0301 ", 1000)])
     result = run.run([thinker, polyglot], settings(120), tmp_path)
     assert result["wrong"] == [], run.render(result)
     counts = result["subjects"]["thinker"]["counts"]
