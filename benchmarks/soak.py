@@ -233,8 +233,8 @@ def summary(log: Log, seconds: float, settings: dict[str, Any]) -> dict[str, Any
     wrong = [f"{log.failed} calls failed or gave wrong vectors"] if log.failed else []
     if log.differing > max(1, MOST_DIFFERING * log.thinking):
         wrong.append(f"{log.differing} of {log.thinking} thinking vectors differ")
-    held = [span["resident_bytes"] for span in spans[WARM_UP:] if span["resident_bytes"] is not None]
-    growth = held[-1] / held[0] - 1 if held else None
+    later = [span["resident_bytes"] for span in spans[WARM_UP:] if span["resident_bytes"] is not None]
+    growth = later[-1] / later[0] - 1 if later else None
     if growth is None or growth > MOST_GROWTH:
         wrong.append("memory was not sampled" if growth is None else f"memory grew by {growth:.1%}")
     third = (SPANS - WARM_UP) // 3

@@ -26,7 +26,8 @@ def next_logits(embedder: ReasoningEmbedder, prompt: Sequence[int], written: Seq
     ids = torch.tensor([[*prompt, *written]], device=model.device)
     if side is not None and side.base == ENCODER:
         before = len(prompt) - 1
-        cache, encoder = DynamicCache(), embedder[0].auto_model
+        cache = DynamicCache()
+        encoder: Any = embedder[0].auto_model
         encoder(input_ids=ids[:, :before], attention_mask=torch.ones_like(ids[:, :before]), past_key_values=cache)
         states = network(
             input_ids=ids[:, before:], attention_mask=torch.ones_like(ids), past_key_values=cache, use_cache=True
