@@ -22,7 +22,7 @@ def main() -> None:
     passages = [passage for passage in read_stdlib() if passage.id.startswith(MODULES)]
 
     index = faiss.IndexFlatIP(embedder.get_embedding_dimension())  # inner product of unit vectors: the cosine
-    index.add(embedder.encode_document([f"{passage.title}\n{passage.text}" for passage in passages]))
+    index.add(embedder.encode_document([passage.content for passage in passages]))
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder, "python.faiss"))
         faiss.write_index(index, file)

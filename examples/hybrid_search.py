@@ -28,7 +28,7 @@ def main() -> None:
     questions = sys.argv[1:] or QUESTIONS
     embedder = ReasoningEmbedder("searchr3")
     passages = [passage for passage in read_stdlib() if passage.id.startswith(MODULES)]
-    texts = [f"{passage.title}\n{passage.text}" for passage in passages]
+    texts = [passage.content for passage in passages]
     vectors = embedder.encode_document(texts)
     words = bm25s.BM25()
     words.index(bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False), show_progress=False)

@@ -27,7 +27,7 @@ def chat_model(prompt) -> str:
 
 def main() -> None:
     passages = [p for p in read_stdlib() if p.id.startswith(MODULES)]
-    store = InMemoryVectorStore.from_texts([f"{p.title}: {p.text}" for p in passages], SearchR3Embeddings())
+    store = InMemoryVectorStore.from_texts([p.content for p in passages], SearchR3Embeddings())
     retriever = store.as_retriever(search_kwargs={"k": 3})
     chain = (
         {

@@ -299,9 +299,14 @@ def _render(tokenizer: PreTrainedTokenizerBase, system: str | None) -> str:
     try:
         rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # jinja2 raises kinds of its own, and templates what they like
-        raise ValueError(f"The chat template can't be rendered ({first_line(error)}).") from error
+        raise ValueError(
+            f"The chat template (chat_template.jinja) can't be rendered ({first_line(error)})."
+        ) from error
     if not isinstance(rendered, str) or rendered.count(_SENTINEL) != 1:
-        raise ValueError("The chat template must hold the user's text exactly once; this one drops or repeats it.")
+        raise ValueError(
+            "The chat template (chat_template.jinja) must hold the user's text exactly once; this one drops it or "
+            "repeats it."
+        )
     return rendered
 
 

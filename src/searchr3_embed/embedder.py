@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from transformers import PreTrainedModel
 
 from searchr3_embed import encoder_identity
 from searchr3_embed.async_embedding import AsyncEmbedding
-from searchr3_embed.checkpoint import load, locate, new_thinker, saving
+from searchr3_embed.checkpoint import damage, load, locate, new_thinker, saving
 from searchr3_embed.checkpoint import thinker as thinker_folder
 from searchr3_embed.conversation import Conversation, OnTruncate
 from searchr3_embed.engine import decode
@@ -91,6 +90,7 @@ class ReasoningEmbedder(AsyncEmbedding, SentenceTransformer):
         super().__init__(str(folder), device=device, local_files_only=True, **kwargs)
         options = vars(self).pop("_load_options")
         if thinker_folder.has_thinker(folder):
+            damage.check_vocabulary(options["name"], folder, self.tokenizer, encoder_with_thinker.transformer(self))
             self.encoder_name, self.question_side = encoder_with_thinker.load(
                 self, folder, options["name"], on_truncate, kwargs.get("model_kwargs")
             )
@@ -108,13 +108,12 @@ class ReasoningEmbedder(AsyncEmbedding, SentenceTransformer):
         for name in ("processor_kwargs", "config_kwargs"):
             if kwargs.get(name):
                 raise ValueError(f"ReasoningEmbedder does not take {name!r}: the checkpoint's own are used.")
-        settings = folder / "config_sentence_transformers.json"
-        if settings.is_file():
-            self._parse_model_config(json.loads(settings.read_text(encoding="utf-8")))
+        checkpoint = load.load(folder, model_kwargs=kwargs.get("model_kwargs"), **self._load_options)
+        if settings := load.stock_settings(folder, checkpoint.name):
+            self._parse_model_config(settings)
         card = folder / "README.md"
         if card.is_file():
-            vars(self)["_model_card_text"] = card.read_text(encoding="utf-8")
-        checkpoint = load.load(folder, model_kwargs=kwargs.get("model_kwargs"), **self._load_options)
+            vars(self)["_model_card_text"] = card.read_text(encoding="utf-8", errors="replace")
         self._conversation = checkpoint.conversation
         modules = single_model.modules(checkpoint)
         return OrderedDict((str(index), module) for index, module in enumerate(modules)), {}

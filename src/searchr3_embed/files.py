@@ -5,6 +5,7 @@ It imports nothing of ours, so that every part of the package, and the training 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import io
@@ -318,6 +319,41 @@ def _guess(data: bytes) -> str:
     wrong = text.count("\ufffd")
     beyond_ascii = len(text) - len(text.encode("ascii", errors="ignore"))
     return text if beyond_ascii > 2 * wrong else data.decode("latin-1")
+
+
+def raw_lines(file: IO[bytes]) -> Iterator[bytes]:
+    r"""The lines of a file, one after the other, in UTF-8 and without their ends.
+
+    Only a line feed ends a line, or one behind a carriage return. A byte order mark is passed over; a file with the
+    mark of UTF-16 or UTF-32 is decoded as a whole.
+
+    Args:
+        file: Open for reading, at its beginning.
+
+    Raises:
+        NotTextError: It has the mark of UTF-16 or UTF-32 and is not such text.
+    """
+    first = file.readline()
+    if any(first.startswith(mark) for mark, _ in _MARKS):
+        text = decode_text(first + file.read()).text
+        yield from (line.encode("utf-8", "surrogatepass") for line in text.removesuffix("\n").split("\n") if text)
+        return
+    line = first.removeprefix(codecs.BOM_UTF8)
+    while first:
+        yield line.removesuffix(b"\n").removesuffix(b"\r")
+        first = line = file.readline()
+
+
+def decode_line(line: bytes) -> str:
+    """The text of a line of ``raw_lines``.
+
+    Raises:
+        NotTextError: It is not valid UTF-8.
+    """
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise NotTextError(f"not UTF-8 text ({error.reason} at byte {error.start + 1} of the line)") from None
 
 
 # -------------------------------------------------------------------------------------------------- messages

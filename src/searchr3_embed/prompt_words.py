@@ -60,13 +60,18 @@ class Prompts:
         path = Path(folder) / PROMPTS_FILE
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not valid JSON ({error}).") from error
         known = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(fields, dict) or set(fields) - known:
             unknown = sorted(set(fields) - known) if isinstance(fields, dict) else type(fields).__name__
             raise ValueError(f"{path} must be an object with the fields {sorted(known)}, got {unknown}.")
-        return cls(**fields)
+        if "embed_token" not in fields:  # without it every field would have its default, which is no model's
+            raise ValueError(f"{path} holds no 'embed_token'.")
+        try:
+            return cls(**fields)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def save(self, folder: str | Path) -> None:
         """Writes ``conversation.json`` into a checkpoint folder."""

@@ -25,6 +25,6 @@ def embedder(mini_checkpoint: Path) -> ReasoningEmbedder:
 @pytest.fixture
 def small_stdlib(monkeypatch: pytest.MonkeyPatch) -> list[Passage]:
     names = ["json.loads", "subprocess.run", "random.choice", "tempfile.TemporaryDirectory", "functools.cache", "zip"]
-    passages = [Passage(name, name, f"{name}(x)\nDoes what {name} does, and returns it.") for name in names]
+    passages = [Passage(name, name, f"{name}(x)\nDoes what {name} does, and returns it.", True) for name in names]
     monkeypatch.setattr(python_docs, "read_stdlib", lambda: passages)
     return passages

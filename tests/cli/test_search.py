@@ -76,7 +76,7 @@ def test_search_encodes_only_what_is_new(command: Command, docs: Path, monkeypat
 
     (docs / "notes.txt").write_text("The river flows through London.\n")
     third = command("search", docs, "paris", "--json")
-    assert encoded == ["notes.txt\nThe river flows through London."]
+    assert encoded == ["notes.txt The river flows through London."]
     assert "(1 encoded, 2 from the cache)" in third.err
 
     for path in command.cache.iterdir():

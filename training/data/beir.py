@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from searchr3_embed.files import replacing
+from searchr3_embed.search.passages import with_title
 from training.data.lines import DataError, check_text, parse_json, parse_lines, read_lines, shown
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ class BeirData:
 
     Attributes:
         name: The folder's name.
-        documents: Document id -> "title text", stripped, in the order of the corpus.
+        documents: Document id -> "title text" (see ``document_text``), in the order of the corpus.
         queries: Query id -> text: exactly the queries that have a relevant document.
         qrels: Query id -> document id -> judged relevance (0 or less: judged, not relevant).
         dangling: Judgements of documents or queries that the set lacks: reason -> number of them.
@@ -160,7 +162,7 @@ def write_beir(data: BeirData, folder: Path) -> None:
 
 
 def document_text(where: str, record: Mapping[str, Any]) -> str:
-    """The text of a document: its title, where it has one, a blank, its text. All texts of documents are made here.
+    """The text of a document, its title in front where it has one. All texts of documents are made here.
 
     Args:
         where: Its place, for the message.
@@ -169,12 +171,18 @@ def document_text(where: str, record: Mapping[str, Any]) -> str:
     Raises:
         DataError: One of them is no text.
     """
-    title = "" if record.get("title") is None else check_text(where, "title", record["title"], may_be_empty=True)
-    return f"{title} {_query_text(where, record)}".strip()
+    title = _number_as_text(record.get("title"))
+    title = "" if title is None else check_text(where, "title", title, may_be_empty=True)
+    return with_title(title, _query_text(where, record))
 
 
 def _query_text(where: str, record: Mapping[str, Any]) -> str:
     return check_text(where, "text", record.get("text"), may_be_empty=True)
+
+
+def _number_as_text(value: Any) -> Any:
+    """A whole number as text, as judgements write it; every other value as it is."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _find(folder: Path, stem: str) -> Path | None:
@@ -207,7 +215,7 @@ def _read_texts(
         record = parse_json(where, line)
         if not isinstance(record, dict):
             raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")
-        identifier = check_text(where, "_id", record.get("_id"))
+        identifier = check_text(where, "_id", _number_as_text(record.get("_id")))
         if identifier in texts:
             raise DataError(f"{where}: id {identifier!r} appears twice")
         return identifier, text_of(where, record)
@@ -237,12 +245,9 @@ def _read_qrels(
         if len(fields) != 3:
             raise DataError(f"{where}: expected query-id, corpus-id and score separated by tabs, found {shown(line)}")
         query, document, score = fields
-        try:
-            relevance = int(score)
-        except ValueError:
-            if where.endswith(":1"):  # the header
-                return
-            raise DataError(f"{where}: the score must be a whole number, found {shown(score)}") from None
+        relevance = _relevance(where, score)
+        if relevance is None:
+            return
         lost = LOST_QUERY if query not in queries else LOST_DOCUMENT if document not in documents else None
         if lost:
             if not dangling:
@@ -261,6 +266,19 @@ def _read_qrels(
     elif not qrels:
         raise DataError(f"{path}: holds no judgements")
     return qrels, dangling
+
+
+def _relevance(where: str, score: str) -> int | None:
+    """A judgement, None for the header; some sets write 1 as 1.0."""
+    try:
+        value = float(score)
+    except ValueError:
+        if where.endswith(":1"):
+            return None
+        value = math.nan
+    if not value.is_integer():
+        raise DataError(f"{where}: the score must be a whole number, found {shown(score)}")
+    return int(value)
 
 
 def _keep_small(folder: Path, documents: dict[str, str], qrels: Qrels) -> tuple[dict[str, str], Qrels]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from searchr3_embed.files import describe_surrogate, shorten
+from searchr3_embed.files import NotTextError, decode_line, describe_surrogate, raw_lines, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,8 @@ class DataError(ValueError):
 def parse_lines(path: Path, parse: Callable[[str, str], T], skip_bad: Counter[str] | None = None) -> Iterator[T]:
     """Yields what ``parse`` makes of each line that is not blank.
 
-    Only a line feed ends a line, as JSONL demands. A byte order mark at the beginning of the file is passed over.
+    Only a line feed ends a line, as JSONL demands. A byte order mark at the beginning of the file is passed over, and
+    a file with the mark of UTF-16 or UTF-32 is read as such.
 
     Args:
         path: Gzipped when its name ends in .gz.
@@ -46,7 +47,7 @@ def parse_lines(path: Path, parse: Callable[[str, str], T], skip_bad: Counter[st
     for number, raw in _raw_lines(path):
         where = f"{path}:{number}"
         try:
-            line = _decode(where, raw, first=number == 1)
+            line = _decode(where, raw)
             if not line.strip():
                 continue
             value = parse(where, line)
@@ -114,14 +115,15 @@ def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     number = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
+            for number, raw in enumerate(raw_lines(file), start=1):
                 yield number, raw
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}:{number + 1}: cannot be read: {error}") from error
+    except (OSError, EOFError, zlib.error, NotTextError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise DataError(f"{path}:{number + 1}: cannot be read: {reason}") from error
 
 
-def _decode(where: str, raw: bytes, first: bool) -> str:
+def _decode(where: str, raw: bytes) -> str:
     try:
-        return raw.decode("utf-8-sig" if first else "utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8: {error.reason}") from None
+        return decode_line(raw)
+    except NotTextError as error:
+        raise DataError(f"{where}: {error}") from None

@@ -14,8 +14,8 @@ from torch import nn
 from trl import ModelConfig, get_peft_config
 
 from searchr3_embed import ReasoningEmbedder
-from searchr3_embed.checkpoint import locate
-from searchr3_embed.checkpoint.thinker import THINKER_FOLDER, has_thinker
+from searchr3_embed.checkpoint import THINKER_FOLDER, locate
+from searchr3_embed.checkpoint.thinker import has_thinker
 from searchr3_embed.files import write_text
 from searchr3_embed.models import one_pass_bert
 from searchr3_embed.question_side import ENCODER, QuestionSide

@@ -7,3 +7,9 @@ all may be imported from outside. It knows files, the hub and transformers' mode
 
 class CheckpointError(ValueError):
     """A checkpoint can't be found or used; the message says why and what to do."""
+
+
+SETTINGS_FILE = "searchr3.json"
+"""In the folder of an encoder with a thinker, and in no other."""
+
+THINKER_FOLDER = "thinker"

@@ -16,7 +16,7 @@ from typing import Any, cast, get_args
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from searchr3_embed.checkpoint import CheckpointError, released_prompts
+from searchr3_embed.checkpoint import SETTINGS_FILE, THINKER_FOLDER, CheckpointError, damage, released_prompts
 from searchr3_embed.conversation import Conversation, OnTruncate, find_embed_token
 from searchr3_embed.files import first_line
 from searchr3_embed.prompt_words import PROMPTS_FILE, Prompts
@@ -79,7 +79,8 @@ def load(
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)  # a folder here  # nosec B615
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # a folder here  # nosec B615
     except Exception as error:  # transformers raises many kinds for a damaged file
-        raise CheckpointError(f"{name!r}: configuration or tokenizer can't be read ({first_line(error)}).") from error
+        reason = damage.find(folder) or first_line(error)
+        raise CheckpointError(f"{name!r}: configuration or tokenizer can't be read ({reason}).") from error
     try:
         prompts = _prompts(name, folder, tokenizer, system_prompts)
         positions = int(getattr(config, "max_position_embeddings", 0) or tokenizer.model_max_length)
@@ -111,6 +112,23 @@ def describe(folder: Path) -> dict[str, Any]:
     }
 
 
+def stock_settings(folder: Path, name: str) -> dict[str, Any]:
+    """What the stock class keeps of a model: prompts, the similarity function; empty for a plain language model.
+
+    Raises:
+        CheckpointError: The file is damaged, or is another one.
+    """
+    path = folder / "config_sentence_transformers.json"
+    if not path.is_file():
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{name!r}: {path} can't be read ({first_line(error)}). {damage.AGAIN}") from error
+    damage.check_field(name, path, "__version__")
+    return cast(dict[str, Any], settings)
+
+
 def _check_arguments(system_prompts: Mapping[str, str] | None, on_truncate: str) -> None:
     if system_prompts is not None and (
         not isinstance(system_prompts, Mapping)
@@ -133,6 +151,8 @@ def check_on_truncate(value: str) -> None:
 
 def _check_files(name: object, folder: Path) -> None:
     """Says which part of a checkpoint is missing before a library fails on it."""
+    if (folder / THINKER_FOLDER / PROMPTS_FILE).is_file():
+        raise CheckpointError(f"{name!r} has a thinker, but {folder / SETTINGS_FILE} is missing. {damage.AGAIN}")
     if not (folder / "config.json").is_file():
         hint = " Merge the adapter into its base model first." if (folder / "adapter_config.json").is_file() else ""
         raise CheckpointError(f"{name!r} is no model folder: {folder} has no config.json.{hint}")
@@ -140,6 +160,8 @@ def _check_files(name: object, folder: Path) -> None:
         raise CheckpointError(f"{name!r} has no weights: {folder} holds none of {', '.join(WEIGHT_FILES)}.")
     if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(f"{name!r} has no tokenizer: {folder} holds no tokenizer.json.")
+    if (folder / damage.TOKENIZER_SETTINGS).is_file():
+        damage.check_tokenizer(f"{name}", folder)
 
 
 def _prompts(
@@ -187,7 +209,7 @@ def load_model(
         )
     except Exception as error:  # safetensors, pickle and transformers each raise their own kinds
         raise CheckpointError(
-            f"{name!r}: the weights can't be loaded ({first_line(error)}). Download or copy the folder again."
+            f"{name!r}: the weights can't be loaded ({damage.find(folder) or first_line(error)}). {damage.AGAIN}"
         ) from error
     model, report = loaded
     missing = sorted(report["missing_keys"])

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import importlib.resources
+import logging
 import os
 import socket
 import threading
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
+import httpx
+import huggingface_hub.constants
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from searchr3_embed.checkpoint import CheckpointError
 from searchr3_embed.checkpoint.released_prompts import EXAMPLE_FILE
 from searchr3_embed.files import first_line
+
+logger = logging.getLogger(__name__)
 
 PACKAGED = "searchr3"
 ALIASES = {
@@ -28,6 +33,8 @@ ALIASES = {
 
 _DOWNLOADED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.md", EXAMPLE_FILE]
 _NETWORK_PROBE_SECONDS = 1.0
+# Until a wait is told, and until a hub that takes the connection is not waited for any longer.
+_SILENT_SECONDS, _REPLY_SECONDS = 5.0, 10.0
 
 
 def packaged_folder() -> Path:
@@ -85,14 +92,15 @@ def _download(
     """Fetches a repository from the hub; falls back to the local copy at once when the hub can't be reached."""
     offline = local_files_only or huggingface_hub.constants.HF_HUB_OFFLINE or not _hub_answers()
     try:
-        folder = huggingface_hub.snapshot_download(
-            repository,
-            revision=revision,
-            token=token,
-            cache_dir=cache_folder,
-            local_files_only=bool(offline),
-            allow_patterns=_DOWNLOADED_FILES,
-        )
+        with _telling_what_takes_long(repository):
+            folder = huggingface_hub.snapshot_download(
+                repository,
+                revision=revision,
+                token=token,
+                cache_dir=cache_folder,
+                local_files_only=bool(offline or not _hub_replies(repository, revision, token)),
+                allow_patterns=_DOWNLOADED_FILES,
+            )
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
             f"{repository!r} is not on this machine and the hub can't be reached: connect to the network, or copy "
@@ -105,6 +113,39 @@ def _download(
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise CheckpointError(f"{repository!r} can't be downloaded ({first_line(error)}).") from error
     return Path(folder)
+
+
+@contextlib.contextmanager
+def _telling_what_takes_long(repository: str) -> Iterator[None]:
+    """Says once in the log what is waited for, if it takes more than some seconds."""
+    timer = threading.Timer(_SILENT_SECONDS, logger.warning, ("Waiting for the hub at %s: %r.", _host(), repository))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _host() -> str:
+    return urllib.parse.urlsplit(huggingface_hub.constants.ENDPOINT).hostname or huggingface_hub.constants.ENDPOINT
+
+
+def _hub_replies(repository: str, revision: str | None, token: bool | str | None) -> bool:
+    """Whether the hub, or what stands before it, says anything at all; its own client would wait without end."""
+    hub = huggingface_hub.HfApi(endpoint=huggingface_hub.constants.ENDPOINT)
+    try:
+        hub.repo_info(repository, revision=revision, token=token, timeout=_REPLY_SECONDS)
+    except httpx.TransportError as error:
+        logger.warning(
+            "The hub at %s takes connections and does not answer (%s): what is on this machine is used.",
+            _host(),
+            type(error).__name__,
+        )
+        return False
+    except (HfHubHTTPError, OSError, ValueError):  # an answer, which the download gets again and explains
+        return True
+    return True
 
 
 def _hub_answers() -> bool:

@@ -13,9 +13,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from searchr3_embed.checkpoint import CheckpointError, locate
+from searchr3_embed.checkpoint import CheckpointError, damage, locate
 from searchr3_embed.checkpoint.load import load_model
-from searchr3_embed.checkpoint.thinker import question_length
+from searchr3_embed.checkpoint.thinker import has_thinker, question_length
 from searchr3_embed.conversation import Conversation, OnTruncate
 from searchr3_embed.files import first_line
 from searchr3_embed.models import new_token, one_pass_bert
@@ -60,6 +60,8 @@ def telling_what_failed(name: str, folder: Path) -> Iterator[None]:
             f"{name!r} is no sentence-transformers model: {folder} holds no modules.json. A plain transformers model "
             "becomes one by SentenceTransformer(...).save_pretrained(folder)."
         )
+    if has_thinker(folder):
+        damage.check_settings(name, folder)
     try:
         yield
     except Exception as error:  # sentence-transformers, transformers and safetensors each raise their own kinds
@@ -68,7 +70,8 @@ def telling_what_failed(name: str, folder: Path) -> Iterator[None]:
                 f"The encoder {name!r} needs code that lies beside its weights: read it, and pass "
                 "trust_remote_code=True if it may run."
             ) from error
-        raise CheckpointError(f"The encoder {name!r} can't be loaded ({first_line(error)}).") from error
+        reason = damage.find(folder) or first_line(error)
+        raise CheckpointError(f"The encoder {name!r} can't be loaded ({reason}). {damage.AGAIN}") from error
 
 
 def sharing_layers(

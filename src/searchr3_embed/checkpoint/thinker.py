@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from searchr3_embed.checkpoint import CheckpointError
+from searchr3_embed.checkpoint import SETTINGS_FILE, THINKER_FOLDER, CheckpointError, damage
 from searchr3_embed.checkpoint.load import load
 from searchr3_embed.conversation import Conversation, OnTruncate
 from searchr3_embed.files import first_line, write_json
@@ -32,8 +32,6 @@ from searchr3_embed.models import one_pass_bert
 from searchr3_embed.prompt_words import PROMPTS_FILE, Prompts
 from searchr3_embed.question_side import ENCODER, Familiar, QuestionSide
 
-SETTINGS_FILE = "searchr3.json"
-THINKER_FOLDER = "thinker"
 PROJECTION_FILE = "projection.safetensors"
 DIFFERENCES_FILE = "differences.safetensors"
 KIND = "encoder-with-thinker"
@@ -113,7 +111,10 @@ def load_question_side(
     # Without their settings, tokenizers load, and read texts of any length.
     missing = [file for file in _NEEDED_FILES if not (inner / file).is_file()]
     if missing:
-        raise CheckpointError(f"{shown!r}: {inner} holds no {missing[0]}. Download or copy the folder again.")
+        raise CheckpointError(f"{shown!r}: {inner} holds no {missing[0]}. {damage.AGAIN}")
+    damage.check_tokenizer(shown, inner)
+    if encoder is not None:
+        damage.check_weights(shown, folder, encoder)
     if settings.base == ENCODER:
         differences = _tensors(inner / DIFFERENCES_FILE, shown)
         model, tokenizer, conversation = _sharing(inner, encoder, differences, shown)
@@ -190,7 +191,7 @@ def _familiar(stored: Mapping[str, Tensor], dimension: int, name: str) -> Famili
     if centres is None or cosines is None or centres.ndim != 2 or centres.shape[1] != dimension or len(cosines) != 2:
         raise CheckpointError(
             f"{name!r}: {PROJECTION_FILE} holds centres of familiar questions that do not fit vectors of {dimension} "
-            "dimensions. Download or copy the folder again."
+            f"dimensions. {damage.AGAIN}"
         )
     return Familiar(F.normalize(centres.float(), dim=-1), *cosines.tolist())
 
@@ -214,10 +215,15 @@ def _sharing(
             position_limit=positions,
             on_truncate="ignore",  # the encoder reads the same tokens and says what it cuts
         )
+    except Exception as error:  # transformers and tokenizers raise many kinds for a damaged file
+        reason = damage.find_in_thinker(inner) or first_line(error)
+        raise CheckpointError(f"{name!r}: the thinker in {inner} can't be loaded ({reason}).") from error
+    try:
         model = one_pass_bert.language_model(encoder, len(tokenizer))
         one_pass_bert.apply_differences(model, differences)
-    except Exception as error:  # transformers and tokenizers raise many kinds for a damaged file
-        raise CheckpointError(f"{name!r}: the thinker in {inner} can't be loaded ({first_line(error)}).") from error
+    except Exception as error:  # torch's own kinds among them
+        path = inner / DIFFERENCES_FILE
+        raise CheckpointError(f"{name!r}: {path} does not fit this encoder ({first_line(error)}).") from error
     # It looks back at the encoder's own keys and values.
     cast(Any, model).to(encoder.device, encoder.dtype)
     one_pass_bert.share_words(encoder, model)

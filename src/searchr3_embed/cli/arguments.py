@@ -22,7 +22,9 @@ class Parser(argparse.ArgumentParser):
         Raises:
             CommandError: Always.
         """
-        raise CommandError(f"{message} (see {self.prog} --help)")
+        unknown = message.startswith(("unrecognized arguments: -", "the following arguments are required"))
+        hint = "; a text that begins with - goes after --" if unknown else ""
+        raise CommandError(f"{message} (see {self.prog} --help{hint})")
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, reason: str | None = None) -> None:
@@ -56,6 +58,15 @@ def add_cache_option(parser: argparse.ArgumentParser) -> None:
 def add_field_option(parser: argparse.ArgumentParser) -> None:
     """Add --field."""
     parser.add_argument("--field", default="text", help="field of a JSONL record that holds the text (default: text)")
+
+
+def add_skip_bad_option(parser: argparse.ArgumentParser) -> None:
+    """Add --skip-bad."""
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave out lines that cannot be used and count them; without it the first one is an error",
+    )
 
 
 def positive(text: str) -> int:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from searchr3_embed.cli.arguments import STDIN, CommandError
+from searchr3_embed.files import NotTextError, decode_line, raw_lines
 
 if TYPE_CHECKING:
     from searchr3_embed.reasoning_trace import Reasoning
@@ -34,45 +36,57 @@ def writes_utf8(stream: Any) -> bool:
 
 
 @contextlib.contextmanager
-def opened(name: str) -> Iterator[io.TextIOBase]:
-    """A UTF-8 text stream over a file or, for ``-``, the standard input, whatever the locale says.
+def opened(name: str) -> Iterator[IO[bytes]]:
+    """The bytes of a file or, for ``-``, of the standard input.
 
     Raises:
         CommandError: The standard input is closed.
         OSError: The file can't be opened.
     """
     if name != STDIN:
-        with open(name, encoding="utf-8-sig") as stream:
-            yield stream
+        with open(name, "rb") as file:
+            yield file
         return
     if sys.stdin is None or sys.stdin.closed:
         raise CommandError("standard input is closed")
-    buffer = getattr(sys.stdin, "buffer", None)
-    if buffer is None:  # replaced, as tests and notebooks do
-        yield sys.stdin  # type: ignore[misc]
-        return
-    stream = io.TextIOWrapper(buffer, encoding="utf-8-sig")
-    try:
-        yield stream
-    finally:
-        stream.detach()
+    buffer = getattr(sys.stdin, "buffer", None)  # there is none where it is replaced, as tests and notebooks do
+    yield io.BytesIO(sys.stdin.read().encode("utf-8", "surrogatepass")) if buffer is None else buffer
 
 
 def questions(words: Sequence[str]) -> Iterator[str]:
-    """The arguments, with every ``-`` replaced by the lines of the standard input, as they come."""
+    """The arguments, with every ``-`` replaced by the lines of the standard input, as they come.
+
+    Raises:
+        CommandError: The standard input is closed, holds no question, or a line is no text.
+    """
     for word in words:
-        if word != STDIN:
+        if word == STDIN:
+            with opened(STDIN) as file:
+                yield from _asked(file, sys.stdin.isatty())
+        else:
             yield word
-            continue
-        with opened(STDIN) as stream:
-            while True:
-                if sys.stdin.isatty():
-                    print("question> ", end="", file=sys.stderr, flush=True)
-                line = stream.readline()
-                if not line:
-                    break
-                if line.strip():
-                    yield line.strip()
+
+
+def _asked(file: IO[bytes], at_terminal: bool) -> Iterator[str]:
+    asked = False
+    lines = raw_lines(file)
+    for number in itertools.count(1):
+        if at_terminal:
+            print("question> ", end="", file=sys.stderr, flush=True)
+        try:
+            line = next(lines, None)
+            text = None if line is None else decode_line(line).strip()
+        except NotTextError as error:
+            raise CommandError(f"standard input:{number}: {error}") from error
+        if text is None:
+            break
+        if "\0" in text:
+            raise CommandError(f"standard input:{number}: binary: the line holds NUL characters")
+        if text:
+            asked = True
+            yield text
+    if not asked and not at_terminal:
+        raise CommandError("standard input holds no question")
 
 
 def reasoning_text(reasoning: Reasoning) -> str:

@@ -9,7 +9,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from searchr3_embed.cli.arguments import JSONL_SUFFIXES, STDIN, CommandError, add_field_option, add_model_options
+from searchr3_embed.cli.arguments import (
+    JSONL_SUFFIXES,
+    STDIN,
+    CommandError,
+    add_field_option,
+    add_model_options,
+    add_skip_bad_option,
+)
 from searchr3_embed.cli.console import note, opened, writes_utf8
 from searchr3_embed.cli.model import load
 
@@ -27,9 +34,9 @@ examples:
   echo "how tall is Everest?" | searchr3 encode - --as query
 
 A .npy output is a float32 array of shape (texts, dimension). A .jsonl output and the standard output hold
-one object a text: {"id": ..., "text": ..., "embedding": [...]} (no id for plain lines). Beside the
-output, NAME.encoder.json says which encoder made it; --for FILE makes sure that the vectors of FILE are of the
-same one."""
+one object a text: {"id": ..., "text": ..., "embedding": [...]} (no id for plain lines). The title of a
+record is embedded in front of its text, as in a search. Beside the output, NAME.encoder.json says which
+encoder made it; --for FILE makes sure that the vectors of FILE are of the same one."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--format", choices=("lines", "jsonl"), help="format of the input (default: by its name)")
     add_field_option(parser)
+    add_skip_bad_option(parser)
     add_model_options(parser, reason="think before embedding (default: for --as query)")
 
 
@@ -60,14 +68,14 @@ def run(args: argparse.Namespace) -> None:
     output = Path(args.output) if args.output else None
     if output is not None:
         _check_output(output, args.force)
-    passages = _read_input(args.input, args.format, args.field)
+    passages = _read_input(args.input, args.format, args.field, args.skip_bad)
     embedder = load(args.model, device=args.device, verbose=args.verbose)
     name = embedder.encoder_name or args.model
     if args.partner is not None:
         _check_partner(args.partner, name, embedder.probe())
     encode = {"query": embedder.encode_query, "document": embedder.encode_document, "text": embedder.encode}[args.kind]
     vectors = encode(
-        [passage.text for passage in passages],
+        [passage.content for passage in passages],
         reason=args.reason,
         batch_size=args.batch_size,
         max_reasoning_tokens=args.max_reasoning_tokens,
@@ -119,27 +127,23 @@ def _check_partner(partner: str, name: str, probes: np.ndarray) -> None:
         raise CommandError(f"--for {partner}: its vectors are of {noted[0]!r}, and {name!r} is another encoder")
 
 
-def _read_input(name: str, form: str | None, field: str) -> list[Passage]:
+def _read_input(name: str, form: str | None, field: str, skip_bad: bool) -> list[Passage]:
     """The texts to encode, in order: records of a JSONL file, or lines (an empty line is an empty text)."""
-    from searchr3_embed.search.passages import Passage, read_jsonl
+    from searchr3_embed.search.passages import read_jsonl, read_lines
 
     shown = "standard input" if name == STDIN else name
-    if (form or ("jsonl" if Path(name).suffix.lower() in JSONL_SUFFIXES else "lines")) == "jsonl":
-        with opened(name) as stream:
-            return read_jsonl(stream, field=field, name=shown)
-    with opened(name) as stream:
-        try:
-            passages = [Passage("", "", line.rstrip("\r\n")) for line in stream]
-        except UnicodeDecodeError as error:
-            raise CommandError(f"{shown}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    if not passages:
-        raise CommandError(f"{shown}: no text")
-    return passages
+    of_records = (form or ("jsonl" if Path(name).suffix.lower() in JSONL_SUFFIXES else "lines")) == "jsonl"
+    with opened(name) as file:
+        if of_records:
+            return read_jsonl(file, field=field, name=shown, skip_bad=skip_bad)
+        return read_lines(file, name=shown, skip_bad=skip_bad)
 
 
 def _embedding_lines(passages: Sequence[Passage], vectors: np.ndarray, *, ascii_only: bool = False) -> Iterator[str]:
     for passage, vector in zip(passages, vectors, strict=True):
         record: dict[str, Any] = {"id": passage.id} if passage.id else {}
+        if passage.title:
+            record["title"] = passage.title
         record["text"] = passage.text
         # The shortest digits that give the same float32 again; tolist() would print all of a float64.
         record["embedding"] = [float(str(value)) for value in vector]

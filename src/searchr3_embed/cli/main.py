@@ -133,10 +133,13 @@ class _Version(argparse.Action):
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    if rest and (not hasattr(args, "words") or any(word.startswith("-") and word != STDIN for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:  # argparse gives up on a list that an option interrupts: search docs -k 3 "how ...?"
-        args.words += rest
+    # argparse gives up on a list that an option interrupts: search docs -k 3 "how ...?"
+    end = rest.index("--") if "--" in rest else len(rest)
+    unknown = [word for word in rest[:end] if word.startswith("-") and word != STDIN]
+    if unknown or (rest and not hasattr(args, "words")):
+        parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
+    if rest:
+        args.words += rest[:end] + rest[end + 1 :]
     return args
 
 

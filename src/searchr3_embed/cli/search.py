@@ -15,6 +15,7 @@ from searchr3_embed.cli.arguments import (
     add_cache_option,
     add_field_option,
     add_model_options,
+    add_skip_bad_option,
     positive,
 )
 from searchr3_embed.cli.console import as_json, note, questions, reasoning_text
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stdlib", action="store_true", help="search Python's own documentation instead of a SOURCE")
     parser.add_argument("-k", "--top-k", type=positive, default=5, metavar="N", help="hits per question (default: 5)")
     add_field_option(parser)
+    add_skip_bad_option(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object per question")
     add_model_options(parser, reason="think about the question before embedding it (default)")
     add_cache_option(parser)
@@ -62,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     source = None if args.stdlib else words.pop(0)
     if not words:
         raise CommandError(f"no question for {source!r}: give one or more, or - to read them from standard input")
-    passages, identity = _read_source(source, args.field)
+    passages, identity = _read_source(source, args.field, args.skip_bad)
     index = indexed(args, passages, identity, "the standard library" if source is None else source)
     for question in questions(words):
         answer = index.ask(
@@ -77,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
             _print_answer(answer, len(passages))
 
 
-def _read_source(source: str | None, field: str) -> tuple[list[Passage], str]:
+def _read_source(source: str | None, field: str, skip_bad: bool) -> tuple[list[Passage], str]:
     """The passages of a source, None for the standard library, and a name that tells it from other sources."""
     from searchr3_embed.search import passages, python_docs
 
@@ -90,7 +92,7 @@ def _read_source(source: str | None, field: str) -> tuple[list[Passage], str]:
     if not path.exists():
         raise CommandError(f"{source}: no such folder or file")
     if path.suffix.lower() in JSONL_SUFFIXES:
-        return passages.read_jsonl(path, field=field), f"{identity}#{field}"
+        return passages.read_jsonl(path, field=field, skip_bad=skip_bad), f"{identity}#{field}"
     if path.suffix.lower() in passages.TEXT_SUFFIXES:
         return passages.read_file(path), identity
     accepted = ", ".join([*JSONL_SUFFIXES, *sorted(passages.TEXT_SUFFIXES)])

@@ -32,8 +32,9 @@ class Hit:
     @property
     def summary(self) -> str:
         """The passage in one line, without the line that only repeats its title."""
-        first, _, rest = self.passage.text.partition("\n")
-        return " ".join((rest if rest and self.passage.title in first else self.passage.text).split())
+        title, text = self.passage.title, self.passage.text
+        first, _, rest = text.partition("\n")
+        return " ".join((rest if title and title in first and rest.strip() else text).split())
 
 
 @dataclasses.dataclass(frozen=True)

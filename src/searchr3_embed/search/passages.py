@@ -6,15 +6,24 @@ models or vectors.
 
 from __future__ import annotations
 
-import io
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
-from searchr3_embed.files import NotTextError, describe_surrogate, printable, read_text, shorten
+from searchr3_embed.files import (
+    NotTextError,
+    decode_line,
+    describe_surrogate,
+    printable,
+    raw_lines,
+    read_text,
+    shorten,
+)
 from searchr3_embed.search.splitting import MAX_WORDS, split_text
 
 logger = logging.getLogger(__name__)
@@ -35,18 +44,28 @@ class Passage:
         id: Identifies the passage inside its source: ``guide.md:12``, a JSONL record's own id, ``json.loads``.
         title: What a list of hits shows; may be empty.
         text: The passage itself, without the title.
+        names_itself: The text begins with the title by itself, as the signature of a function does.
     """
 
     id: str
     title: str
     text: str
+    names_itself: bool = False
 
     @property
     def content(self) -> str:
-        """What is embedded: the title and the text, or the text alone where its first line has the title already."""
-        if self.title in self.text.partition("\n")[0]:
-            return self.text
-        return f"{self.title}\n{self.text}"
+        """What is embedded: the title and the text, or the text alone where it names itself."""
+        return self.text if self.names_itself else with_title(self.title, self.text)
+
+
+def with_title(title: str, text: str) -> str:
+    """What is embedded of a document with a title: the title, a blank, the text. Every part of the project asks here.
+
+    It is the join of BEIR and MTEB, and does not depend on whether one of the two contains the other.
+    """
+    if not title.strip():
+        return text
+    return f"{title} {text}" if text.strip() else title
 
 
 # ---------------------------------------------------------------------------------------------------- folder
@@ -180,61 +199,158 @@ def _first_names(names: list[str]) -> str:
 
 
 def read_jsonl(
-    path: str | os.PathLike[str] | io.TextIOBase, *, field: str = "text", name: str | None = None
+    source: str | os.PathLike[str] | IO[bytes],
+    *,
+    field: str = "text",
+    name: str | None = None,
+    skip_bad: bool = False,
 ) -> list[Passage]:
     """Read a JSONL file: one JSON object a line with the text, and optionally an id and a title.
 
+    Ids that several records have are no error, for nothing is looked up by them; a warning in the log counts them.
+
     Args:
-        path: The file, or a text stream that is open already.
+        source: The file, or one that is open for reading bytes.
         field: The field that holds the text.
         name: What error messages call the input; by default the path.
+        skip_bad: Leave out lines that are no such record, and count them in one warning in the log, instead of raising
+            for the first.
 
     Returns:
-        One passage a record, in order. The id is the record's ``id`` or ``_id``, else its line number; blank lines are
-        skipped.
+        One passage a record, in order. The id is the record's ``id``, else its ``_id``, else (both are missing, null
+        or empty) its line number; blank lines are skipped.
 
     Raises:
-        CorpusError: No such file, no records, not JSON, not an object, no such field, or a field that is not a
-            string. The message starts with ``file:line``.
+        CorpusError: No such file, no records, not JSON, not an object, no such field, or a field of a wrong type. The
+            message starts with ``file:line``.
     """
-    name = name or ("standard input" if isinstance(path, io.TextIOBase) else os.fspath(path))
+    if not isinstance(source, str | os.PathLike):
+        return _parse_jsonl(source, field, name or "standard input", skip_bad)
+    name = name or os.fspath(source)
     try:
-        if isinstance(path, io.TextIOBase):
-            return _parse_jsonl(path, field, name)
-        with open(path, encoding="utf-8-sig") as lines:
-            return _parse_jsonl(lines, field, name)
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{name}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+        with open(source, "rb") as file:
+            return _parse_jsonl(file, field, name, skip_bad)
     except OSError as error:
         raise CorpusError(f"{name}: {error.strerror or error}") from error
 
 
-def _parse_jsonl(lines: Iterable[str], field: str, name: str) -> list[Passage]:
+def _parse_jsonl(file: IO[bytes], field: str, name: str, skip_bad: bool) -> list[Passage]:
     passages = []
-    for number, line in enumerate(lines, 1):
+    left_out = LeftOut(name, skip_bad)
+    lines_of: dict[str, int] = {}
+    repeated: list[str] = []
+    for number, line in enumerate(_raw_lines(file, name), 1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except ValueError as error:  # JSONDecodeError, or an integer with too many digits
-            raise CorpusError(f"{name}:{number}: not JSON: {error}") from error
-        except RecursionError as error:
-            raise CorpusError(f"{name}:{number}: not usable: nested too deeply") from error
-        if not isinstance(record, dict):
-            raise CorpusError(f"{name}:{number}: expected a JSON object, got {type(record).__name__}")
-        if field not in record:
-            fields = ", ".join(map(repr, record)) or "no fields"
-            raise CorpusError(f"{name}:{number}: no field {field!r} (the record has {fields}; choose with --field)")
-        text = record[field]
-        if not isinstance(text, str):
-            raise CorpusError(f"{name}:{number}: field {field!r} must be a string, got {type(text).__name__}")
-        title = record.get("title")
-        title = title if isinstance(title, str) else ""
-        identifier = str(record.get("id", record.get("_id", number)))
-        for key, value in (("id", identifier), ("title", title), (field, text)):
-            if found := describe_surrogate(value):
-                raise CorpusError(f"{name}:{number}: field {key!r} holds {found}")
-        passages.append(Passage(identifier, title, text))
+            passage = _record_passage(decode_line(line), number, field)
+        except ValueError as error:
+            left_out.add(number, error)
+            continue
+        if (first := lines_of.setdefault(passage.id, number)) != number:
+            repeated.append(f"{shorten(passage.id, 60)!r} in lines {first} and {number}")
+        passages.append(passage)
+    left_out.tell()
     if not passages:
         raise CorpusError(f"{name}: no records")
+    if repeated:
+        logger.warning("%s: %d records have the id of an earlier one: %s", name, len(repeated), _first_names(repeated))
     return passages
+
+
+def read_lines(file: IO[bytes], *, name: str, skip_bad: bool = False) -> list[Passage]:
+    r"""Read one text a line, blank lines included.
+
+    Args:
+        file: Open for reading bytes.
+        name: What messages call it.
+        skip_bad: Leave out lines that are no text, and count them in one warning in the log, instead of raising.
+
+    Returns:
+        One passage a line, without an id and a title.
+
+    Raises:
+        CorpusError: There are no lines, or one is no text. The message starts with ``name:line``.
+    """
+    passages = []
+    left_out = LeftOut(name, skip_bad)
+    for number, line in enumerate(_raw_lines(file, name), 1):
+        try:
+            text = decode_line(line)
+            if "\0" in text:
+                raise NotTextError("binary: the line holds NUL characters")
+        except NotTextError as error:
+            left_out.add(number, error)
+        else:
+            passages.append(Passage("", "", text))
+    left_out.tell()
+    if not passages:
+        raise CorpusError(f"{name}: no text")
+    return passages
+
+
+class LeftOut:
+    """Lines that cannot be used: the first is an error, or all are counted and told at the end."""
+
+    def __init__(self, name: str, skip_bad: bool) -> None:
+        self._name, self._skip_bad = name, skip_bad
+        self._count, self._first = 0, ""
+
+    def add(self, number: int, error: ValueError) -> None:
+        """Takes note of a line.
+
+        Raises:
+            CorpusError: Bad lines are not to be skipped.
+        """
+        told = f"{self._name}:{number}: {error}"
+        if not self._skip_bad:
+            raise CorpusError(told) from error
+        self._count += 1
+        self._first = self._first or told
+
+    def tell(self) -> None:
+        """Writes one warning to the log, if there is something to tell."""
+        if self._count:
+            lines = "bad line" if self._count == 1 else "bad lines"
+            logger.warning("%s: %d %s left out, the first: %s", self._name, self._count, lines, self._first)
+
+
+def _raw_lines(file: IO[bytes], name: str) -> Iterator[bytes]:
+    try:
+        yield from raw_lines(file)
+    except NotTextError as error:
+        raise CorpusError(f"{name}: {error}") from error
+
+
+def _record_passage(line: str, number: int, field: str) -> Passage:
+    try:
+        record = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("not usable: nested too deeply") from error
+    except ValueError as error:  # JSONDecodeError, or an integer with too many digits
+        raise ValueError(f"not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"expected a JSON object, got {type(record).__name__}")
+    if field not in record:
+        fields = shorten(", ".join(map(repr, record)), 200) or "no fields"
+        raise ValueError(f"no field {field!r} (the record has {fields}; choose with --field)")
+    text = record[field]
+    if not isinstance(text, str):
+        raise ValueError(f"field {field!r} must be a string, got {type(text).__name__}")
+    title = "" if field == "title" else _as_text("title", record.get("title"))
+    identifier = _as_text("id", record.get("id")) or _as_text("_id", record.get("_id")) or str(number)
+    for key, value in (("id", identifier), ("title", title), (field, text)):
+        if found := describe_surrogate(value):
+            raise ValueError(f"field {key!r} holds {found}")
+    return Passage(identifier, title, text)
+
+
+def _as_text(key: str, value: Any) -> str:
+    """A string or a number as text; null, which exports write for "none", as the empty text."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"field {key!r} must be a string or a number, got {shorten(json.dumps(value), 60)}")
+    return str(value)

@@ -114,7 +114,7 @@ def read_stdlib(*, max_words: int = MAX_WORDS - 10) -> list[Passage]:
         if not body or name in documented or (last, body) in seen:
             return
         seen.add((last, body))
-        documented[name] = Passage(name, name, f"{signature}\n{body}")
+        documented[name] = Passage(name, name, f"{signature}\n{body}", names_itself=name in signature)
 
     collecting = gc.isenabled()
     gc.disable()  # the collector visits millions of live syntax tree nodes again and again: twice the time

@@ -111,11 +111,17 @@ BROKEN = {
     "not JSON": (lambda f: append(f / "corpus.jsonl.gz", "{"), r"corpus\.jsonl\.gz:7: not JSON"),
     "not an object": (lambda f: append(f / "corpus.jsonl.gz", "[1]"), r"corpus\.jsonl\.gz:7: expected a JSON object"),
     "no text": (lambda f: append(f / "queries.jsonl.gz", '{"_id": "x"}'), r"queries\.jsonl\.gz:5: 'text' must be"),
-    "number as id": (
-        lambda f: append(f / "queries.jsonl.gz", '{"_id": 5, "text": ""}'),
-        r":5: '_id' must hold non-empty text, found 5",
+    **{
+        f"{value} as id": (
+            lambda f, value=value: append(f / "queries.jsonl.gz", f'{{"_id": {value}, "text": ""}}'),
+            r":5: '_id' must hold non-empty text, found ",
+        )
+        for value in ("null", "true", "1.5", '" "', "[]")
+    },
+    "bad title": (
+        lambda f: append(f / "corpus.jsonl.gz", '{"_id": "x", "text": "", "title": []}'),
+        ":7: 'title' must",
     ),
-    "bad title": (lambda f: append(f / "corpus.jsonl.gz", '{"_id": "x", "text": "", "title": 3}'), ":7: 'title' must"),
     "id twice": (lambda f: append(f / "corpus.jsonl.gz", '{"_id": "d1", "text": ""}'), ":7: id 'd1' appears twice"),
     "surrogate": (
         lambda f: append(f / "queries.jsonl.gz", '{"_id": "x", "text": "\\ud800"}'),
@@ -194,7 +200,7 @@ def test_bad_lines_are_skipped_and_counted_on_request(tmp_path: Path, caplog: py
         "corpus.jsonl": [
             "{",
             '{"_id": null, "text": "x"}',
-            '{"_id": 7, "text": "x"}',
+            '{"_id": true, "text": "x"}',
             '{"_id": "d1", "text": "again"}',
         ],
         "queries.jsonl": ["[1]", '{"_id": "", "text": "x"}'],
@@ -220,3 +226,26 @@ def test_written_is_read(toy: Path, tmp_path: Path) -> None:
     data = read_beir(toy)
     write_set(data, tmp_path / "again" / "toy")
     assert read_beir(tmp_path / "again" / "toy") == data
+
+
+@pytest.mark.parametrize("header", ["", "query-id\tcorpus-id\tscore\n"])
+@pytest.mark.parametrize("score", ["1", "1.0"])
+def test_ids_that_are_numbers_are_those_of_the_judgements(tmp_path: Path, header: str, score: str) -> None:
+    (tmp_path / "corpus.jsonl").write_text('{"_id": 7, "title": 1917, "text": "x"}\n{"_id": "8", "text": "y"}\n')
+    (tmp_path / "queries.jsonl").write_text('{"_id": 3, "text": "why"}\n')
+    (tmp_path / "qrels.tsv").write_text(f"{header}3\t7\t{score}\n3\t8\t0\n")
+    data = read_beir(tmp_path)
+    assert data.documents == {"7": "1917 x", "8": "y"}
+    assert data.qrels == {"3": {"7": 1, "8": 0}}
+
+
+@pytest.mark.parametrize("mark", ["utf-8-sig", "utf-16", "utf-32"])
+def test_files_with_a_byte_order_mark(tmp_path: Path, mark: str) -> None:
+    for name, text in {
+        "corpus.jsonl": '{"_id": "d", "text": "é"}\r\n',
+        "queries.jsonl": '{"_id": "q", "text": "ü"}',
+        "qrels.tsv": "q\td\t1\r\n",
+    }.items():
+        (tmp_path / name).write_bytes(text.encode(mark))
+    data = read_beir(tmp_path)
+    assert (data.documents, data.queries, data.qrels) == ({"d": "é"}, {"q": "ü"}, {"q": {"d": 1}})
