@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from pathlib import Path
@@ -54,3 +55,27 @@ def test_name_resolution_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch)
     assert not locate._hub_answers()
     assert time.perf_counter() - began < 2
     given_up.set()
+
+
+def test_a_hub_that_never_answers_is_told_and_given_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    commit = "a" * 40
+    copy = tmp_path / "models--owner--model" / "snapshots" / commit
+    copy.mkdir(parents=True)
+    (copy / "config.json").write_text("{}")
+    (tmp_path / "models--owner--model" / "refs").mkdir()
+    (tmp_path / "models--owner--model" / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    monkeypatch.setattr(locate, "_SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(locate, "_REPLY_SECONDS", 0.6)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and that is all
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        began = time.perf_counter()
+        assert locate.find("owner/model", cache_folder=str(tmp_path)) == copy
+        with pytest.raises(CheckpointError, match="'owner/other' is not on this machine and the hub can't be reached"):
+            locate.find("owner/other", cache_folder=str(tmp_path))
+        assert time.perf_counter() - began < 10
+    assert caplog.messages[0] == "Waiting for the hub at 127.0.0.1: 'owner/model'."
+    assert "does not answer" in caplog.messages[1] and len(caplog.messages) == 4

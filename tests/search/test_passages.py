@@ -67,12 +67,12 @@ def test_what_can_not_be_read_stops_nothing(tmp_path: Path, caplog: pytest.LogCa
     assert [passage.text for passage in passages] == ["The river flows.", "Still text."]
     assert passages[1].id == "odd \\udcff\\n\\x1b[31m.txt:1" and passages[1].content.isascii()
     (message,) = caplog.messages
-    assert "5 files left out: a binary.txt (binary), dangling.md (No such file or directory), loop.md (" in message
+    assert "6 files left out: a binary.txt (binary), again (a link to a folder), dangling.md (No such" in message
     assert message.endswith(" ...") and "\n" not in message
 
     (tmp_path / "good.txt").unlink()
     Path(os.fsdecode(odd)).unlink()
-    with pytest.raises(CorpusError, match="no text in this folder .*; 5 files left out: a binary.txt"):
+    with pytest.raises(CorpusError, match="no text in this folder .*; 6 files left out: a binary.txt"):
         read_folder(tmp_path)
 
 

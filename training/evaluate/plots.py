@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from searchr3_embed.files import replacing
 from training.evaluate.metrics import NDCG
 
 
@@ -28,4 +29,5 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
     axes.set_ylabel("nDCG@10")
     axes.set_ylim(0, 1.08)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=min(4, len(models)), frameon=False)
-    figure.savefig(path)
+    with replacing(path) as file:
+        figure.savefig(file, format="png")

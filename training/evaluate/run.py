@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -272,7 +273,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DataError, EvaluationError, OSError) as error:
         print(f"error: {shorten(str(error), 1000) or type(error).__name__}", file=sys.stderr)
         return 2
-    print(render(results), end="")
+    try:
+        print(render(results), end="", flush=True)
+    except BrokenPipeError:  # the reader has seen enough (`| head`); Python would complain once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0
 
 

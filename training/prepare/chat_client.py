@@ -145,6 +145,11 @@ class Answers(Generic[T]):
         return f"{', '.join(parts)}; {self.requests} requests and {self.tokens} tokens over all runs"
 
 
+def _for_the_owner(path: str, flags: int) -> int:
+    """Opens a file that only its owner can read, if it is new: the answers tell what the questions were."""
+    return os.open(path, flags, 0o600)
+
+
 def api_key() -> str | None:
     """The key of the endpoint from the environment; None where there is none, as for most local servers.
 
@@ -259,7 +264,7 @@ class _Run(Generic[T]):
         mend(self.store)
         workers = min(self.endpoint.concurrency, len(self._todo))
         with (
-            self.store.open("ab") as self._file,
+            open(self.store, "ab", opener=_for_the_owner) as self._file,
             tqdm(total=len(self._todo), desc="Asking", unit="request", disable=not progress, file=sys.stderr) as bar,
         ):
             async with self._connect() as self._client:

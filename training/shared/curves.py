@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from searchr3_embed.files import replacing
 from training.shared.resume import STATE_FILE
 
 # Not worth a picture of their own.
@@ -86,7 +87,8 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path, only: Sequence[str] | No
     for axis in axes.flat[len(lines) :]:
         axis.set_visible(False)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix.removeprefix(".") or "png", dpi=110)
     pyplot.close(figure)
 
 

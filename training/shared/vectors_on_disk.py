@@ -7,9 +7,11 @@ block.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,29 @@ from searchr3_embed.files import write_json
 _BLOCK = 2048
 # Vectors of one encoder differ by less, those of two encoders by more.
 _SAME = 1e-3
+
+
+def reserve(path: Path) -> None:
+    """Takes all of a file's place on the disk now, where the platform can.
+
+    A memory map is written to as memory is: a disk that turns out to be full would end the process without a word.
+
+    Args:
+        path: The file, of its final size; removed if there is no place for it.
+
+    Raises:
+        OSError: The disk is full; ``filename`` is the path.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    return  # a file system that can't reserve
+                path.unlink()
+                error.filename = str(path)
+                raise
 
 
 def vectors_on_disk(encode: Callable[[list[str]], Any], texts: Sequence[str], folder: Path, what: str) -> np.ndarray:
@@ -51,6 +76,7 @@ def vectors_on_disk(encode: Callable[[list[str]], Any], texts: Sequence[str], fo
     if done < len(texts):
         mode: Any = "r+" if done else "w+"
         file = np.lib.format.open_memmap(path, mode=mode, dtype=np.float32, shape=shape)
+        reserve(path)
         with tqdm(total=len(texts), initial=done, desc=f"Embedding {what}") as bar:
             for start in range(done, len(texts), _BLOCK):
                 block = np.asarray(encode(list(texts[start : start + _BLOCK])), dtype=np.float32)

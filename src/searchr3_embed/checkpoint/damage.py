@@ -58,7 +58,7 @@ def find_in_thinker(folder: Path) -> str | None:
     """As :func:`find`, for a thinker that shares its encoder's layers and holds a tokenizer and prompts only."""
     for path in (*sorted(folder.glob("*.json")), *sorted(folder.glob("*.jinja"))):
         if path.suffix == ".jinja":
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(OSError, ValueError):
                 path.read_text(encoding="utf-8")
                 continue
             return f"{path} is no text"

@@ -20,7 +20,7 @@ from searchr3_embed.cli.arguments import (
 )
 from searchr3_embed.cli.console import as_json, note, questions, reasoning_text
 from searchr3_embed.cli.model import load
-from searchr3_embed.files import shorten
+from searchr3_embed.files import printable, shorten
 
 if TYPE_CHECKING:
     from searchr3_embed.embedder import Reasoning
@@ -133,7 +133,7 @@ def _print_answer(answer: Answer, passages: int) -> None:
     if answer.reasoning is not None:
         print(f"reasoning: {with_length(answer.reasoning)}")
     for rank, hit in enumerate(answer.hits, 1):
-        print(f"{rank:3}. {hit.score:.3f}  {hit.passage.id}" + _title(hit.passage))
+        print(f"{rank:3}. {hit.score:.3f}  {printable(hit.passage.id)}" + _title(hit.passage))
         print(f"            {shorten(hit.summary, width - 12)}")
     verb = "think and embed" if answer.reasoning is not None else "embed"
     milliseconds = f"{1000 * answer.embed_seconds:.0f} ms to {verb}"
@@ -143,7 +143,7 @@ def _print_answer(answer: Answer, passages: int) -> None:
 
 
 def _title(passage: Passage) -> str:
-    return f"  ({passage.title})" if passage.title and passage.title not in passage.id else ""
+    return f"  ({shorten(passage.title, 100)})" if passage.title and passage.title not in passage.id else ""
 
 
 def with_length(reasoning: Reasoning) -> str:

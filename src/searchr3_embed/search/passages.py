@@ -76,9 +76,9 @@ def read_folder(
 ) -> list[Passage]:
     """Read all text files below a folder, cut into passages.
 
-    Hidden files and folders and links to folders are left out. A file that can't be read as text, and a folder that
-    can't be opened, is left out too and stops nothing: how many there are, and the first names, are one warning in the
-    log. So are files whose encoding had to be guessed.
+    Hidden files and folders are left out. A file that can't be read as text, a folder that can't be opened and a link
+    to a folder, which may lead round in a circle, are left out too and stop nothing: how many there are, and the first
+    names, are one warning in the log. So are files whose encoding had to be guessed.
 
     Args:
         folder: Where to start.
@@ -104,6 +104,9 @@ def read_folder(
         left_out.append(f"{_relative(Path(error.filename), root)} ({error.strerror or error})")
 
     for path in files_below(root, unreadable=leave_out):
+        if path.is_symlink() and path.is_dir():
+            left_out.append(f"{_relative(path, root)} (a link to a folder)")
+            continue
         if path.suffix.lower() not in wanted:
             continue
         name = _relative(path, root)
@@ -152,7 +155,7 @@ def read_file(path: str | os.PathLike[str], *, max_words: int = MAX_WORDS) -> li
 def files_below(
     root: Path, skipped: frozenset[str] = frozenset(), unreadable: Callable[[OSError], object] | None = None
 ) -> Iterator[Path]:
-    """The files below a folder in the order of their names, without hidden ones.
+    """The files below a folder, and the links to folders, in the order of their names, without hidden ones.
 
     Args:
         root: Where to start.
@@ -161,7 +164,8 @@ def files_below(
     """
     for folder, folders, files in os.walk(root, onerror=unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in skipped)
-        for name in sorted(files):
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]  # they are not walked into
+        for name in sorted([*files, *links]):
             if not name.startswith("."):
                 yield Path(folder, name)
 

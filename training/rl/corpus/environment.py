@@ -41,6 +41,7 @@ from training.rl.corpus import environment_files
 from training.rl.corpus.drift import Drift
 from training.rl.corpus.graph import knn_graph, repair
 from training.rl.corpus.which_to_reencode import STRATEGIES, Candidates, rank_impact
+from training.shared.vectors_on_disk import reserve
 
 logger = logging.getLogger("training.rl.corpus.environment")
 
@@ -408,7 +409,10 @@ def _room(folder: Path | None, count: int, size: int) -> np.ndarray:
     if folder is None:
         return np.empty((count, size), dtype=np.float32)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    return np.lib.format.open_memmap(Path(folder) / "vectors.npy", "w+", np.dtype(np.float32), (count, size))
+    path = Path(folder) / "vectors.npy"
+    room = np.lib.format.open_memmap(path, "w+", np.dtype(np.float32), (count, size))
+    reserve(path)
+    return room
 
 
 def _fingerprint(texts: Sequence[str], ids: Sequence[str] | None) -> str:
