@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +19,10 @@ from searchr3_embed import files
 from searchr3_embed.files import (
     NotTextError,
     check_unicode,
+    decode_line,
     decode_text,
     first_line,
+    raw_lines,
     read_text,
     replacing,
     replacing_files,
@@ -241,3 +245,53 @@ def test_messages() -> None:
     assert check_unicode("𝔘") == "𝔘"
     with pytest.raises(ValueError, match=r"Item 3 holds the lone surrogate U\+D800 at character 1, which"):
         check_unicode("a\ud800", "Item 3")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_waits_until_all_files_are_in_their_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    for name in "abc":
+        (tmp_path / name).write_text("old")
+    place = os.replace
+
+    def interrupted(source: Any, target: Any) -> None:
+        place(source, target)
+        os.kill(os.getpid(), number)
+
+    def stop(number: int, frame: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(InterruptedError), replacing_files(tmp_path) as scratch:
+            for name in "abc":
+                (scratch / name).write_text("new")
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys("abc", "new")
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", []),
+        (b"\n", [""]),
+        (b"a\r\nb\n\nc", ["a", "b", "", "c"]),
+        (b"a\x0bb\x0cc\x1cd\xc2\x85e\xe2\x80\xa8f\n", ["a\x0bb\x0cc\x1cd\x85e\u2028f"]),
+        (b"\xef\xbb\xbfa\n\xef\xbb\xbfb", ["a", "\ufeffb"]),
+        (b"\xef\xbb\xbf", [""]),
+        ("é\nü".encode("utf-16"), ["é", "ü"]),
+        ("é\r\n".encode("utf-32"), ["é"]),
+    ],
+)
+def test_lines_end_where_an_editor_ends_them(data: bytes, expected: list[str]) -> None:
+    assert [decode_line(line) for line in raw_lines(io.BytesIO(data))] == expected
+
+
+def test_a_line_that_is_no_text() -> None:
+    with pytest.raises(NotTextError, match="invalid continuation byte at byte 3 of the line"):
+        decode_line(b"ab\xe9cd")

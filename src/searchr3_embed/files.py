@@ -12,8 +12,10 @@ import io
 import json
 import os
 import shutil
+import signal
 import stat
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -97,7 +99,8 @@ def replacing_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
         try:
             with _errors_naming(folder, below=scratch):
                 yield scratch
-                _move_into_place(scratch, folder)
+                with _undisturbed():
+                    _move_into_place(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
             if lock is not None:
@@ -221,6 +224,25 @@ def _move_into_place(scratch: Path, folder: Path) -> None:
             continue
         path.chmod(permissions)
         os.replace(path, os.path.realpath(place))
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let Ctrl-C and the signals that ask to stop wait, so that the old files do not stand beside the new."""
+    received: list[int] = []
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not None:  # None: not set by Python
+                before[number] = signal.signal(number, lambda number, frame: received.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in received[:1]:
+            signal.raise_signal(number)
 
 
 @contextlib.contextmanager

@@ -106,3 +106,10 @@ def test_what_a_record_holds_can_not_speak_to_the_terminal(command: Command, tmp
     path.write_text(json.dumps({"id": "a\x1b[31m", "title": "b\x07\n", "text": "c\x1b]0;d\x07"}))
     code, out, _ = command("search", path, "what?", "--no-reason")
     assert code == 0 and not {"\x1b", "\x07"} & set(out) and "a\\x1b[31m" in out
+
+
+def test_a_question_under_a_locale_without_utf8(command: Command) -> None:
+    word = "où ?".encode().decode("ascii", "surrogateescape")
+    _, out, _ = command("reason", word, "--json")
+    assert json.loads(out)["text"] == "où ?"
+    assert "lone surrogate" in command.fails("reason", "\udce9 alone")

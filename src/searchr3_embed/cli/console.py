@@ -64,7 +64,15 @@ def questions(words: Sequence[str]) -> Iterator[str]:
             with opened(STDIN) as file:
                 yield from _asked(file, sys.stdin.isatty())
         else:
-            yield word
+            yield _argument(word)
+
+
+def _argument(word: str) -> str:
+    """A text from the command line; where the locale is not UTF-8, Python has kept its bytes as half surrogates."""
+    try:
+        return os.fsencode(word).decode("utf-8")
+    except UnicodeError:
+        return word
 
 
 def _asked(file: IO[bytes], at_terminal: bool) -> Iterator[str]:

@@ -400,3 +400,10 @@ def test_the_plan_counts_what_is_not_held_and_sends_nothing(tmp_path: Path) -> N
     assert "4 conversations, 3 distinct, 1 of them answered already: 2 requests to m at http://127" in plan
     assert "about 200 prompt tokens" in plan and "at most 100 tokens of answers" in plan
     assert f"[user]\n{'b' * 400}" in plan and plan.endswith("Nothing was sent.")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_only_the_owner_reads_the_answers(tmp_path: Path) -> None:
+    with chat_server(echo) as server:
+        ask(server, ["a text of mine"], tmp_path / "a")
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600

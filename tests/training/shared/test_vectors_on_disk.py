@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,3 +91,16 @@ def test_a_vector_that_is_not_finite_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(FloatingPointError, match="vector of text 8 of the documents is not finite"):
         vectors_on_disk(broken, TEXTS, tmp_path, "documents")
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs a reservation")
+def test_a_full_disk_is_an_error_before_anything_is_embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    seen: list[str] = []
+    with pytest.raises(OSError, match="No space left") as found:
+        vectors_on_disk(encoder(seen), TEXTS, tmp_path, "documents")
+    assert str(found.value.filename).startswith(str(tmp_path / "documents-"))
+    assert len(seen) == len(PROBES) + 1 and not list(tmp_path.iterdir())
