@@ -159,3 +159,42 @@ def test_a_megabyte_takes_less_than_a_second(text: str) -> None:
     assert time.process_time() - start < 1
     found = [word for _, heading, piece in pieces for word in re.findall(r"\w", heading + piece)]
     assert len(found) == len(re.findall(r"\w", text)), "nothing is lost"
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "```\n# no heading\n```",
+        "~~~\n# no heading\n```\n~~~",
+        "````md\n```\n# no heading\n```\n````",
+        "```python title\n# no heading\n\n# none either\n```  ",
+        "  ```\n  x\n# no heading\n  ```",
+    ],
+)
+def test_what_is_fenced_is_no_heading_and_what_follows_is(block: str) -> None:
+    pieces = split_text(f"# A\n{block}\n# B\nbody")
+    assert [heading for _, heading, _ in pieces] == ["A", "B"]
+    assert [line.rstrip() for line in block.split("\n") if line.strip()] == [
+        line.rstrip() for line in pieces[0][2].split("\n") if line.strip()
+    ] or block.startswith(" ")
+
+
+@pytest.mark.parametrize("mark", ["```", "~~~~", "```python"])
+def test_a_fence_that_nobody_closes_hides_no_heading(mark: str) -> None:
+    pieces = split_text(f"# A\n{mark}\ncode\n# B\nbody")
+    assert [heading for _, heading, _ in pieces] == ["A", "B"] and mark in pieces[0][2]
+
+
+def test_fences_cost_no_more_than_their_length() -> None:
+    text = "\n".join("`" * (3 + i % 5) + "x" for i in range(40_000))
+    start = time.perf_counter()
+    split_text(text)
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize(
+    "table",
+    ["| a | b |\n|---|---|\n| 1 | 2 |", "a | b\n--- | ---\n1 | 2", "===  ===\na    b\n===  ===\n1    2\n===  ==="],
+)
+def test_the_head_of_a_table_is_text(table: str) -> None:
+    assert split_text(f"# A\n\n{table}\n") == [(3, "A", table)]

@@ -114,7 +114,7 @@ def _parts(line: int, text: str, max_words: int) -> Iterator[tuple[int, str]]:
 
 _MARKDOWN_HEADING = re.compile(r"(#{1,6})\s+(?=\S)")
 _UNDERLINE = re.compile(r"([=\-~^*+#\"'`:.])\1{2,}\s*$")
-_FENCE = re.compile(r"\s*(```|~~~)")
+_FENCE = re.compile(r"\s*(`{3,}(?!.*`)|~{3,})")
 _DEFINITION = re.compile(r"(?:class |async )?[A-Za-z_][\w.]*\(.*\)(?: -> \S+)?$")
 _DEFINITION_LEVEL = 99  # below every real heading, beside the other definitions
 
@@ -159,16 +159,35 @@ def _sections(lines: list[str], definitions: bool) -> Iterator[tuple[int, str, l
 
 def _headings(lines: list[str], definitions: bool) -> Iterator[_Heading]:
     underlines: list[str] = []  # reStructuredText gives levels to underline characters by order of appearance
-    index, fenced = 0, False
+    index = 0
+    unclosed: dict[str, int] = {}
     while index < len(lines):
-        line = lines[index]
-        if _FENCE.match(line):
-            fenced = not fenced
-        elif not fenced and (heading := _heading_at(index, lines, underlines, definitions)):
+        if (opened := _FENCE.match(lines[index])) and (end := _fence_end(index, opened[1], lines, unclosed)):
+            index = end
+        elif heading := _heading_at(index, lines, underlines, definitions):
             yield heading
             index = heading.end
-            continue
-        index += 1
+        else:
+            index += 1
+
+
+def _fence_end(start: int, mark: str, lines: list[str], unclosed: dict[str, int]) -> int | None:
+    """The index after the line that closes a fenced block; None where nothing does, and the mark is no fence.
+
+    Args:
+        start: Index of the line that opens it.
+        mark: What opens it, three marks or more; as many of the same kind alone on a line close it.
+        lines: All lines.
+        unclosed: Kind of mark -> the shortest fence that is not closed, so that no part is searched again and again.
+    """
+    if len(mark) >= unclosed.get(mark[0], len(mark) + 1):
+        return None
+    for index in range(start + 1, len(lines)):
+        line = lines[index].strip()
+        if line.startswith(mark) and not line.strip(mark[0]):
+            return index + 1
+    unclosed[mark[0]] = len(mark)
+    return None
 
 
 def _heading_at(index: int, lines: list[str], underlines: list[str], definitions: bool) -> _Heading | None:
