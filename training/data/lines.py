@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 from searchr3_embed.files import NotTextError, decode_line, describe_surrogate, raw_lines, shorten
 
@@ -115,7 +115,7 @@ def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     number = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, raw in enumerate(raw_lines(file), start=1):
+            for number, raw in enumerate(raw_lines(cast(IO[bytes], file)), start=1):
                 yield number, raw
     except (OSError, EOFError, zlib.error, NotTextError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error
