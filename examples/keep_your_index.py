@@ -26,7 +26,7 @@ QUESTIONS = [
 
 def make_index(encoder: str, folder: Path) -> None:
     """What you have: texts and their vectors. Nothing of searchr3-embed embeds here."""
-    texts = [passage.content for passage in read_stdlib() if passage.id.startswith(MODULES)]
+    texts = [f"{passage.title}\n{passage.text}" for passage in read_stdlib() if passage.id.startswith(MODULES)]
     (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
     np.save(folder / "vectors.npy", SentenceTransformer(encoder).encode(texts))
 
