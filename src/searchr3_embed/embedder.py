@@ -24,6 +24,7 @@ from searchr3_embed.checkpoint import damage, load, locate, new_thinker, saving
 from searchr3_embed.checkpoint import thinker as thinker_folder
 from searchr3_embed.conversation import Conversation, OnTruncate
 from searchr3_embed.engine import decode
+from searchr3_embed.engine.interpreter_exit import computing
 from searchr3_embed.inputs import REASONING_OPTIONS, as_texts, empty_result, take_inputs, with_reasoning_options
 from searchr3_embed.kinds import encoder_with_thinker, single_model
 from searchr3_embed.question_side import ENCODER, QuestionSide
@@ -60,6 +61,7 @@ class ReasoningEmbedder(AsyncEmbedding, SentenceTransformer):
     _conversation: Conversation | None = None
     _on_truncate: OnTruncate = "warn"
 
+    @computing()
     def __init__(
         self,
         model_name_or_path: str | os.PathLike[str] = locate.PACKAGED,
@@ -369,7 +371,6 @@ class ReasoningEmbedder(AsyncEmbedding, SentenceTransformer):
         self._resolve_inference_device(device)
         if not inputs:
             return torch.empty(0)
-        # Where P is zero, thinking changes nothing and is left out.
         reason = bool(reason) and (self.question_side is None or self.question_side.moves)
         label = "Thinking" if reason else "Embedding"
         with torch.inference_mode(), tqdm(total=len(inputs), desc=label, disable=not show_progress_bar) as bar:

@@ -218,5 +218,22 @@ def load_model(
             f"{name!r}: {len(missing)} weights are missing (the first is {missing[0]!r}), so the model would be "
             "partly random. Download or copy the folder again, or save it with its language-modelling head."
         )
+    check_weights(model, name, folder)
     model.eval()
     return cast(PreTrainedModel, model)
+
+
+def check_weights(model: torch.nn.Module, name: object, folder: Path) -> None:
+    """Refuses weights of which a number is infinite or NaN: every vector would be NaN.
+
+    Raises:
+        CheckpointError: There is one; the message names the weight.
+    """
+    for weight, value in model.named_parameters():
+        if value.is_floating_point() and value.numel() and value.device.type != "meta":
+            least, most = value.detach().aminmax()  # NaN if one is NaN, and in one pass without a copy
+            if not (bool(least.isfinite()) and bool(most.isfinite())):
+                raise CheckpointError(
+                    f"{name!r}: numbers of the weight {weight!r} in {folder} are not finite. Download or copy the "
+                    "folder again, or train it again."
+                )

@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from searchr3_embed.checkpoint import CheckpointError, damage, locate
-from searchr3_embed.checkpoint.load import load_model
+from searchr3_embed.checkpoint.load import check_weights, load_model
 from searchr3_embed.checkpoint.thinker import has_thinker, question_length
 from searchr3_embed.conversation import Conversation, OnTruncate
 from searchr3_embed.files import first_line
@@ -45,7 +45,9 @@ def load_encoder(encoder: str | os.PathLike[str], **kwargs: Any) -> SentenceTran
     """
     folder = locate.find(encoder, **locate.take_options(kwargs))
     with telling_what_failed(os.fspath(encoder), folder):
-        return SentenceTransformer(str(folder), local_files_only=True, **kwargs)
+        loaded = SentenceTransformer(str(folder), local_files_only=True, **kwargs)
+    check_weights(loaded, os.fspath(encoder), folder)
+    return loaded
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from searchr3_embed.engine.batching import chunks, tokens_per_forward
 from searchr3_embed.engine.forward import CausalThinker, Thinker
 from searchr3_embed.engine.head import TokenChooser
+from searchr3_embed.engine.interpreter_exit import stopping_place
 from searchr3_embed.engine.rows import Batch, RowEnd
 
 # Up to so many rows, each also reads the embed token behind its next token, in case the row then ends: that costs
@@ -97,6 +98,7 @@ def think(
     loop = _Loop(thinker, prompts, batch, chooser, distinct, progress)
     waiting = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     while waiting or batch.count:
+        stopping_place()
         free = slots.rows - batch.count
         if waiting and (batch.count == 0 or free >= _ADMIT_SHARE * slots.rows):
             loop.admit(waiting[:free])

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from searchr3_embed.engine.batching import chunks, tokens_per_forward
 from searchr3_embed.engine.cpu import bert_forward
+from searchr3_embed.engine.interpreter_exit import stopping_place
 
 PoolingMode = Literal["mean", "cls"]
 
@@ -48,6 +49,7 @@ def encode(
     """
     vectors = torch.empty(len(turns), model.config.hidden_size, dtype=torch.float32)
     for rows in chunks(turns, batch_size, tokens_per_forward(model.device)):
+        stopping_place()
         vectors[rows] = _pooled(model, [turns[row] for row in rows], pooling).float()
         if progress is not None:
             progress(len(rows))

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from searchr3_embed.engine.batching import chunks, shared_prefix, tokens_per_forward
 from searchr3_embed.engine.cpu import bert_forward
 from searchr3_embed.engine.head import lm_head
+from searchr3_embed.engine.interpreter_exit import stopping_place
 from searchr3_embed.engine.rows import Batch
 from searchr3_embed.engine.slots import Slots
 
@@ -163,6 +164,7 @@ def embed(
     if prefix:
         slots = thinker.slots_behind(prefix, min(batch_size, len(turns)), max(map(len, turns)))
     for rows in chunks(turns, batch_size, tokens_per_forward(model.device)):
+        stopping_place()
         states[rows] = thinker.read([turns[row] for row in rows], slots)[:, 0].float()
         if progress is not None:
             progress(len(rows))

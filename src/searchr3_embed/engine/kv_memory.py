@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import sys
 import threading
 import weakref
@@ -21,6 +22,16 @@ _MOST_BYTES_KEPT = 2**28
 
 _kept: weakref.WeakKeyDictionary[nn.Module, list[Tensor]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
+
+
+def _begin_anew() -> None:
+    """In a forked child, nobody will release a lock that another thread held."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 class CacheMemory:

@@ -16,11 +16,13 @@ from torch import Tensor
 from searchr3_embed import encoder_identity
 from searchr3_embed.checkpoint import new_thinker
 from searchr3_embed.checkpoint import thinker as thinker_folder
+from searchr3_embed.checkpoint.load import check_weights
 from searchr3_embed.conversation import OnTruncate, report_truncation
 from searchr3_embed.engine import decode, encode
 from searchr3_embed.engine.cpu.kernels import fastest_products
+from searchr3_embed.engine.interpreter_exit import computing
 from searchr3_embed.engine.one_pass import OnePassThinker
-from searchr3_embed.kinds.behind_pooling import finish
+from searchr3_embed.kinds.behind_pooling import check_finite, finish
 from searchr3_embed.question_side import ENCODER, QuestionSide, nothing_to_add
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ def load(
         CheckpointError: The thinker can't be loaded, or does not fit the encoder.
     """
     settings = thinker_folder.read_settings(folder, name)
+    check_weights(encoder, name, folder)
     side = thinker_folder.load_question_side(
         folder,
         transformer(encoder),
@@ -110,6 +113,7 @@ def join(
     return pipeline, name, new_thinker.sharing_layers(network, pipeline.tokenizer, dimension, length)
 
 
+@computing()
 def embed(
     encoder: SentenceTransformer,
     texts: Sequence[str],
@@ -145,7 +149,7 @@ def embed(
             states = encode.encode(
                 cast(Any, transformer(encoder)), turns, pooling, batch_size=batch_size, progress=progress
             )
-        return finish(encoder, states)
+        return check_finite(finish(encoder, states), texts)
     _report_cut(encoder, texts, prompt, on_truncate)
     # Named by its class: the embedder, which is an encoder too, replaces it by the engine.
     vectors: Any = SentenceTransformer._inference(
@@ -161,9 +165,10 @@ def embed(
         **({"task": task} if task else {}),
     )
     progress(len(texts))
-    return cast(Tensor, vectors)
+    return check_finite(cast(Tensor, vectors), texts)
 
 
+@computing()
 def think(
     encoder: SentenceTransformer,
     side: QuestionSide,
@@ -204,7 +209,7 @@ def think(
         vectors[apart] = alone.float()
     if side.moves:
         vectors = side.moved(vectors, generations, normalises(encoder))
-    return vectors, prompts, generations
+    return check_finite(vectors, texts), prompts, generations
 
 
 def probe(encoder: SentenceTransformer) -> Any:

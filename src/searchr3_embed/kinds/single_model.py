@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from searchr3_embed.checkpoint.load import Checkpoint
 from searchr3_embed.conversation import Conversation
 from searchr3_embed.engine import decode, forward
-from searchr3_embed.engine.cpu import kernels
-from searchr3_embed.kinds.behind_pooling import finish
+from searchr3_embed.engine.cpu.kernels import fastest_products
+from searchr3_embed.engine.interpreter_exit import computing
+from searchr3_embed.kinds.behind_pooling import check_finite, finish
 from searchr3_embed.models.causal_transformer import CausalTransformer
 
 Progress = Callable[[int], object]
@@ -22,13 +23,12 @@ Progress = Callable[[int], object]
 
 def modules(checkpoint: Checkpoint) -> list[nn.Module]:
     """The stock modules (Transformer, last-token Pooling, Normalize) over the checkpoint's language model."""
-    if checkpoint.model.device.type == "cpu":
-        kernels.speed_up(checkpoint.model)
     tokenizer = checkpoint.conversation.direct_turn_tokenizer(checkpoint.tokenizer)
     transformer = CausalTransformer(checkpoint.model, str(checkpoint.folder), tokenizer)
     return [transformer, Pooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken"), Normalize()]
 
 
+@computing()
 def embed(
     pipeline: SentenceTransformer,
     talk: Conversation,
@@ -39,9 +39,12 @@ def embed(
 ) -> Tensor:
     """The embeddings of direct turns, as the pipeline's modules give them, shape (texts, dimension)."""
     turns = talk.direct_ids([prompt + text for text in texts])
-    return finish(pipeline, forward.embed(_causal_lm(pipeline), turns, batch_size=batch_size, progress=progress))
+    with fastest_products():
+        states = forward.embed(_causal_lm(pipeline), turns, batch_size=batch_size, progress=progress)
+    return check_finite(finish(pipeline, states), texts)
 
 
+@computing()
 def think(
     pipeline: SentenceTransformer,
     talk: Conversation,
@@ -54,17 +57,19 @@ def think(
     """The embeddings after thinking, and for each text the prompt as token ids and what was written."""
     budget = talk.check_budget(max_reasoning_tokens)
     prompts = talk.reasoning_ids([prompt + text for text in texts], budget)
-    generations = decode.think(
-        _causal_lm(pipeline),
-        prompts,
-        embed_token_id=talk.embed_token_id,
-        max_new_tokens=budget,
-        stop_token_ids=decode.stop_token_ids(_causal_lm(pipeline)),
-        batch_size=batch_size,
-        distinct=talk.prompts.distinct_tokens,
-        progress=progress,
-    )
-    return finish(pipeline, torch.stack([generation.state for generation in generations])), prompts, generations
+    with fastest_products():
+        generations = decode.think(
+            _causal_lm(pipeline),
+            prompts,
+            embed_token_id=talk.embed_token_id,
+            max_new_tokens=budget,
+            stop_token_ids=decode.stop_token_ids(_causal_lm(pipeline)),
+            batch_size=batch_size,
+            distinct=talk.prompts.distinct_tokens,
+            progress=progress,
+        )
+    vectors = finish(pipeline, torch.stack([generation.state for generation in generations]))
+    return check_finite(vectors, texts), prompts, generations
 
 
 def finish_reason(generation: decode.Generation) -> str:

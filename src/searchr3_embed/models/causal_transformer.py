@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from typing import Any, cast
 
 from sentence_transformers.sentence_transformer.modules import Transformer
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 class CausalTransformer(Transformer):
@@ -46,6 +50,29 @@ class CausalTransformer(Transformer):
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Writes the whole language model, head included, and the tokenizer that knows the direct turn."""
-        self.causal_lm.save_pretrained(output_path)
+        _without_adapters(self.causal_lm).save_pretrained(output_path)
         self.processor.save_pretrained(output_path)
         self.save_config(output_path)
+
+
+def _without_adapters(model: PreTrainedModel) -> PreTrainedModel:
+    """A model whose folder loads by itself: a copy with its adapters merged, or itself if it has none.
+
+    The names of wrapped layers are of no use without PEFT, which would leave their weights random.
+    """
+    # Told by what they do: PEFT need not be installed where nobody uses it.
+    parts = model.named_modules()
+    names = [name for name, part in parts if hasattr(part, "get_base_layer") and hasattr(part, "merge")]
+    if not names:
+        return model
+    logger.warning("The adapters are merged into the weights that are saved; the model in memory keeps them apart.")
+    merged = copy.deepcopy(model)
+    for name in names:
+        layer: Any = merged.get_submodule(name)
+        layer.merge()
+        parent, _, own = name.rpartition(".")
+        setattr(merged.get_submodule(parent), own, layer.get_base_layer())
+    for part in (merged, merged.base_model):
+        vars(part)["_hf_peft_config_loaded"] = False
+    merged.tie_weights()
+    return merged
