@@ -369,3 +369,15 @@ def test_any_texts_in_any_order(mini: ReasoningEmbedder, texts: list[str], data:
     vectors = mini.encode_query(texts, max_reasoning_tokens=4)
     shuffled = mini.encode_query([texts[i] for i in order], max_reasoning_tokens=4, batch_size=batch_size)
     np.testing.assert_allclose(shuffled, vectors[list(order)], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "checkpoint", ["mini_checkpoint", "thinker_checkpoint", "language_model_thinker_checkpoint", "qwen2_checkpoint"]
+)
+def test_reason_tells_tokens_while_they_are_written(checkpoint: str, request: pytest.FixtureRequest) -> None:
+    embedder = ReasoningEmbedder(request.getfixturevalue(checkpoint), device="cpu")
+    questions = ["what is a glacier?", "why?", "how do i read a csv file"]
+    told: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    found = embedder.reason(questions, on_token=lambda row, token: told[row].append(token))
+    assert list(told.values()) == [trace.reasoning_ids for trace in found]
+    assert any(told.values())

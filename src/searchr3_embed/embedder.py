@@ -28,7 +28,7 @@ from searchr3_embed.engine.interpreter_exit import computing
 from searchr3_embed.inputs import REASONING_OPTIONS, as_texts, empty_result, take_inputs, with_reasoning_options
 from searchr3_embed.kinds import encoder_with_thinker, single_model
 from searchr3_embed.question_side import ENCODER, QuestionSide
-from searchr3_embed.reasoning_trace import Reasoning
+from searchr3_embed.reasoning_trace import Reasoning, traces
 
 
 class ReasoningEmbedder(AsyncEmbedding, SentenceTransformer):
@@ -265,6 +265,7 @@ class ReasoningEmbedder(AsyncEmbedding, SentenceTransformer):
         batch_size: int = ...,
         max_reasoning_tokens: int | None = ...,
         show_progress_bar: bool | None = ...,
+        on_token: Callable[[int, int], object] | None = ...,
     ) -> Reasoning: ...
 
     @overload
@@ -275,6 +276,7 @@ class ReasoningEmbedder(AsyncEmbedding, SentenceTransformer):
         batch_size: int = ...,
         max_reasoning_tokens: int | None = ...,
         show_progress_bar: bool | None = ...,
+        on_token: Callable[[int, int], object] | None = ...,
     ) -> list[Reasoning]: ...
 
     def reason(
@@ -284,6 +286,7 @@ class ReasoningEmbedder(AsyncEmbedding, SentenceTransformer):
         batch_size: int = 32,
         max_reasoning_tokens: int | None = None,
         show_progress_bar: bool | None = None,
+        on_token: Callable[[int, int], object] | None = None,
     ) -> Reasoning | list[Reasoning]:
         """Thinks about texts and returns the trace with the embedding; ``encode_query`` gives the same embeddings.
 
@@ -292,6 +295,7 @@ class ReasoningEmbedder(AsyncEmbedding, SentenceTransformer):
             batch_size: Rows computed at once.
             max_reasoning_tokens: Budget of generated tokens per text; None takes the default.
             show_progress_bar: Whether to show progress; None means no.
+            on_token: Called with a text's place and the id of each token as soon as it is written.
 
         Returns:
             One ``Reasoning``, or a list in the order of ``texts``.
@@ -309,22 +313,11 @@ class ReasoningEmbedder(AsyncEmbedding, SentenceTransformer):
         with torch.inference_mode(), tqdm(total=len(items), desc="Thinking", disable=not show_progress_bar) as bar:
             self.eval()
             embeddings, prompts, generations = self._think(
-                items, prompt, batch_size, max_reasoning_tokens, bar.update, "query"
+                items, prompt, batch_size, max_reasoning_tokens, bar.update, "query", on_token
             )
         kind = single_model if self.question_side is None else encoder_with_thinker
         vectors = embeddings.float().cpu().numpy()
-        results = [
-            Reasoning(
-                text=item,
-                reasoning=self.conversation.decode(generation.ids),
-                finish_reason=kind.finish_reason(generation),
-                prompt_tokens=len(ids),
-                reasoning_tokens=len(generation.ids),
-                reasoning_ids=generation.ids,
-                embedding=vector,
-            )
-            for item, ids, generation, vector in zip(items, prompts, generations, vectors, strict=True)
-        ]
+        results = traces(items, prompts, generations, vectors, self.conversation.decode, kind.finish_reason)
         return results[0] if isinstance(texts, str) else results
 
     def save(self, path: str, *args: Any, **kwargs: Any) -> None:
@@ -403,14 +396,14 @@ class ReasoningEmbedder(AsyncEmbedding, SentenceTransformer):
         budget: int | None,
         progress: Callable[[int], object],
         task: str | None,
+        on_token: Callable[[int, int], object] | None = None,
     ) -> tuple[Tensor, list[list[int]], list[decode.Generation]]:
         """The vectors after thinking, and for each text the prompt as token ids and what was written."""
         side = self.question_side
         if side is None:
-            return single_model.think(self, self.conversation, texts, prompt, batch_size, budget, progress)
-        return encoder_with_thinker.think(
-            self, side, texts, prompt, batch_size, budget, progress, on_truncate=self.on_truncate, task=task
-        )
+            return single_model.think(self, self.conversation, texts, prompt, batch_size, budget, progress, on_token)
+        options: dict[str, Any] = {"on_truncate": self.on_truncate, "task": task, "on_token": on_token}
+        return encoder_with_thinker.think(self, side, texts, prompt, batch_size, budget, progress, **options)
 
     def probe(self) -> np.ndarray:
         """The encoder's vectors of the probe texts."""

@@ -90,6 +90,7 @@ class QuestionSide:
         *,
         batch_size: int = 32,
         progress: Callable[[int], object] | None = None,
+        on_token: Callable[[int, int], object] | None = None,
     ) -> tuple[list[list[int]], list[decode.Generation]]:
         """Writes a reasoning for each question, up to the embed token.
 
@@ -99,6 +100,7 @@ class QuestionSide:
             max_reasoning_tokens: Budget; None takes the checkpoint's.
             batch_size: Rows computed at once.
             progress: Called with the number of questions done since the last call.
+            on_token: Called with a question's place and each token as it is written.
 
         Returns:
             The prompts as token ids, and what was written.
@@ -118,6 +120,7 @@ class QuestionSide:
             batch_size=batch_size,
             distinct=self.conversation.prompts.distinct_tokens,
             progress=progress,
+            on_token=on_token,
         )
         return prompts, generations
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -29,3 +31,35 @@ class Reasoning:
     reasoning_tokens: int
     reasoning_ids: list[int]
     embedding: np.ndarray
+
+
+def traces(
+    texts: Sequence[str],
+    prompts: Sequence[Sequence[int]],
+    generations: Sequence[Any],
+    vectors: np.ndarray,
+    decode: Callable[[Sequence[int]], str],
+    finish_reason: Callable[[Any], str],
+) -> list[Reasoning]:
+    """What is told about each text.
+
+    Args:
+        texts: As given.
+        prompts: What the thinker read, as token ids.
+        generations: What the engine's loop returned.
+        vectors: Float32, shape (texts, dimension).
+        decode: Token ids into text.
+        finish_reason: Of a generation.
+    """
+    return [
+        Reasoning(
+            text=text,
+            reasoning=decode(generation.ids),
+            finish_reason=finish_reason(generation),
+            prompt_tokens=len(ids),
+            reasoning_tokens=len(generation.ids),
+            reasoning_ids=generation.ids,
+            embedding=vector,
+        )
+        for text, ids, generation, vector in zip(texts, prompts, generations, vectors, strict=True)
+    ]

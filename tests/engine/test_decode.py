@@ -331,3 +331,15 @@ def test_another_thinker_can_stand_in_the_loop(embedder: ReasoningEmbedder) -> N
             torch.testing.assert_close(generation.state, states[-1], atol=1e-4, rtol=1e-4)
     causal = run(embedder, prompts)
     assert any(one.ids != other.ids for one, other in zip(causal, generations[0], strict=True))
+
+
+@pytest.mark.parametrize("batch_size", [3, 41])
+@pytest.mark.parametrize("budget", [0, BUDGET])
+def test_tokens_are_told_as_they_are_written(embedder: ReasoningEmbedder, batch_size: int, budget: int) -> None:
+    prompts = random_prompts(embedder.causal_lm, 5)
+    told: dict[int, list[int]] = {row: [] for row in range(len(prompts))}
+    options: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": budget}
+    with_hook = run(embedder, prompts, on_token=lambda row, token: told[row].append(token), **options)
+    plain = run(embedder, prompts, **options)
+    assert [told[row] for row in range(len(prompts))] == [g.ids for g in with_hook] == [g.ids for g in plain]
+    assert all(torch.equal(a.state, b.state) for a, b in zip(with_hook, plain, strict=True))

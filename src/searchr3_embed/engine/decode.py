@@ -64,6 +64,7 @@ def think(
     generator: torch.Generator | None = None,
     log_probabilities: bool = False,
     progress: Callable[[int], object] | None = None,
+    on_token: Callable[[int, int], object] | None = None,
 ) -> list[Generation]:
     """Lets the model continue each prompt up to the embed token and returns the hidden state there.
 
@@ -81,6 +82,8 @@ def think(
         log_probabilities: Whether to return the chosen tokens with their log-probabilities: after barring, and divided
             by the temperature unless it is 0.
         progress: Called with the number of rows done since the last call.
+        on_token: Called with a prompt's place and a token as soon as it is written there, the embed token left out. What
+            it raises ends the call.
 
     Returns:
         One result per prompt, in order. Greedy results do not depend on the batch, up to rounding.
@@ -95,7 +98,7 @@ def think(
     # Behind a prompt: the budget, the embed token, and the place after it, which is read ahead for nothing.
     slots = thinker.open_slots(prompts, min(batch_size, len(prompts)), max_new_tokens + 2)
     batch = Batch(slots, RowEnd(embed_token_id, stops, max_new_tokens), log_probabilities)
-    loop = _Loop(thinker, prompts, batch, chooser, distinct, progress)
+    loop = _Loop(thinker, prompts, batch, chooser, distinct, progress, on_token)
     waiting = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     while waiting or batch.count:
         stopping_place()
@@ -125,6 +128,7 @@ class _Loop:
     chooser: TokenChooser
     distinct: bool
     progress: Callable[[int], object] | None
+    on_token: Callable[[int, int], object] | None
     results: dict[int, Generation] = dataclasses.field(default_factory=dict)
 
     def admit(self, entering: Sequence[int]) -> None:
@@ -178,6 +182,9 @@ class _Loop:
         barred = self.batch.written_before(first) if self.distinct else None
         chosen, log_probabilities = self.chooser.choose(states, barred)
         self.batch.choose(chosen, first, log_probabilities)
+        if self.on_token is not None:
+            for row, token in self.batch.just_written(first):
+                self.on_token(row, token)
 
     def _leave(self, states: Tensor, first: int) -> Tensor | None:
         """Removes the rows whose token is the embed token, and keeps their results.

@@ -81,6 +81,11 @@ class Batch:
         self.finished[part] = finished
         self.wrote[part] += 1
 
+    def just_written(self, first: int) -> list[tuple[int, int]]:
+        """Name and next token of each row from ``first`` on, but for those that end."""
+        pairs = zip(self.names[first:], self.tokens[first : self.count].tolist(), strict=True)
+        return [(name, token) for name, token in pairs if token != self.end.embed_token_id]
+
     def advance(self) -> None:
         """To be called when the next token of every row was read: the one after it stands one place further."""
         self.lengths[: self.count] += 1

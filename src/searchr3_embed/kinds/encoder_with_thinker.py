@@ -180,6 +180,7 @@ def think(
     *,
     on_truncate: OnTruncate = "ignore",
     task: str | None = "query",
+    on_token: Callable[[int, int], object] | None = None,
 ) -> tuple[Tensor, list[list[int]], list[decode.Generation]]:
     """The questions' vectors after thinking, and for each the thinker's prompt as token ids and what was written.
 
@@ -192,7 +193,7 @@ def think(
     engine_thinker = side.engine_thinker(transformer(encoder))
     with fastest_products():
         prompts, generations = side.think(
-            engine_thinker, texts, max_reasoning_tokens, batch_size=batch_size, progress=progress
+            engine_thinker, texts, max_reasoning_tokens, batch_size=batch_size, progress=progress, on_token=on_token
         )
     pooled: dict[tuple[int, ...], Tensor] = {}
     # Where P is zero, the vector is the encoder's to the bit, so it is computed as the encoder's is.

@@ -19,6 +19,7 @@ from searchr3_embed.kinds.behind_pooling import check_finite, finish
 from searchr3_embed.models.causal_transformer import CausalTransformer
 
 Progress = Callable[[int], object]
+OnToken = Callable[[int, int], object]
 
 
 def modules(checkpoint: Checkpoint) -> list[nn.Module]:
@@ -53,6 +54,7 @@ def think(
     batch_size: int,
     max_reasoning_tokens: int | None,
     progress: Progress,
+    on_token: OnToken | None = None,
 ) -> tuple[Tensor, list[list[int]], list[decode.Generation]]:
     """The embeddings after thinking, and for each text the prompt as token ids and what was written."""
     budget = talk.check_budget(max_reasoning_tokens)
@@ -67,6 +69,7 @@ def think(
             batch_size=batch_size,
             distinct=talk.prompts.distinct_tokens,
             progress=progress,
+            on_token=on_token,
         )
     vectors = finish(pipeline, torch.stack([generation.state for generation in generations]))
     return check_finite(vectors, texts), prompts, generations
