@@ -82,8 +82,8 @@ def think(
         log_probabilities: Whether to return the chosen tokens with their log-probabilities: after barring, and divided
             by the temperature unless it is 0.
         progress: Called with the number of rows done since the last call.
-        on_token: Called with a prompt's place and a token as soon as it is written there, the embed token left out. What
-            it raises ends the call.
+        on_token: Called with a prompt's place and a token as soon as it is written there, the embed token left out.
+            What it raises ends the call.
 
     Returns:
         One result per prompt, in order. Greedy results do not depend on the batch, up to rounding.
