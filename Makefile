@@ -95,5 +95,5 @@ $(VENV)/.stamp-demo: pyproject.toml $(VENV)/.stamp-torch
 
 $(VENV)/.stamp-dev: pyproject.toml $(wildcard integrations/*/pyproject.toml) $(VENV)/.stamp-torch
 	@echo "==> Installing searchr3-embed with all that training, evaluation and tests need (minutes the first time)"
-	@set -o pipefail; $(PIP) -c constraints.txt -e ".[dev,train,eval]" $(INTEGRATIONS) | $(PIP_PROGRESS)
+	@set -o pipefail; $(PIP) -c constraints.txt -e ".[dev,train,eval,serve]" $(INTEGRATIONS) | $(PIP_PROGRESS)
 	@touch $@ $(VENV)/.stamp-demo

@@ -37,7 +37,7 @@ def test_make_alone_lists_every_target():
 def test_missing_environment_is_made_and_torch_goes_first(tmp_path):
     finished = make("--dry-run", "test", f"VENV={tmp_path / 'venv'}")
     assert finished.returncode == 0, finished.stderr
-    steps = ["-m venv", "torch==", 'constraints.txt -e ".[dev,train,eval]"', "-m pytest"]
+    steps = ["-m venv", "torch==", 'constraints.txt -e ".[dev,train,eval,serve]"', "-m pytest"]
     positions = [finished.stdout.index(step) for step in steps]
     assert positions == sorted(positions)
 

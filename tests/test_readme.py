@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# Needs a server that listens there; tests/server/test_readme.py has one.
+SERVED = "http://127.0.0.1:8080"
 SHOWN = re.compile(r"^print\(.*\)\n((?:# .*\n?)+)", re.MULTILINE)
 
 
@@ -44,7 +46,7 @@ def test_python_snippets_run_and_print_what_they_show(
     monkeypatch.chdir(tmp_path)
     assert cli.main(["save", "searchr3", "./searchr3"]) == 0
     namespace: dict[str, object] = {}
-    for body in blocks("python"):
+    for body in (body for body in blocks("python") if SERVED not in body):
         capsys.readouterr()
         exec(compile(body.replace(MINILM, teacher_source()), "README.md", "exec"), namespace)
         shown = [line[2:] for lines in SHOWN.findall(body) for line in lines.splitlines()]
@@ -61,7 +63,9 @@ def test_snippets_of_the_integrations(readme: Path, capsys: pytest.CaptureFixtur
         assert capsys.readouterr().out.splitlines() == shown
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("searchr3 ")])
+@pytest.mark.parametrize(
+    "command", [c for c in commands() if c.startswith("searchr3 ") and not c.startswith("searchr3 serve")]
+)
 def test_cli_commands_run(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes").mkdir()

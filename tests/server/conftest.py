@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("fastapi")
 
 from starlette.testclient import TestClient
 
 from searchr3_embed import ReasoningEmbedder
 from searchr3_embed.server.app import create_app
 from searchr3_embed.server.settings import Settings
+from tests.cli.command import Command
 from tests.server.waiting import until_ready
 
 
@@ -43,3 +43,8 @@ def client_of(embedder: ReasoningEmbedder) -> Iterator[Callable[..., TestClient]
     yield make
     for client in clients:
         client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    return Command(capsys, tmp_path / "no-model", tmp_path / "cache")

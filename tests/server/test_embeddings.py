@@ -39,7 +39,10 @@ def test_same_vectors_as_in_process(client: TestClient, embedder: ReasoningEmbed
         ({"model": "tiny:query", "user": "someone"}, questions),
         ({"input_type": "query", "reason": False}, embedder.encode_query(TEXTS, reason=False)),
         ({"input_type": "query", "max_reasoning_tokens": 1}, embedder.encode_query(TEXTS, max_reasoning_tokens=1)),
-        ({"input_type": "query", "dimensions": 8}, embedder.encode_query(TEXTS, truncate_dim=8, normalize_embeddings=True)),
+        (
+            {"input_type": "query", "dimensions": 8},
+            embedder.encode_query(TEXTS, truncate_dim=8, normalize_embeddings=True),
+        ),
     ]
     for body, expected in cases:
         reply = post(client, encoding_format=form, **body)
@@ -76,9 +79,7 @@ def test_long_texts_are_cut_and_said_so(
     assert "item 1 has" in refused.json()["error"]["message"]
 
 
-def test_token_ids(
-    client: TestClient, client_of: Callable[..., TestClient], embedder: ReasoningEmbedder
-) -> None:
+def test_token_ids(client: TestClient, client_of: Callable[..., TestClient], embedder: ReasoningEmbedder) -> None:
     text = "which river flows through paris"
     ids = embedder.tokenizer(text, add_special_tokens=False)["input_ids"]
     refused = post(client, input=ids)
@@ -172,8 +173,8 @@ def test_recent_questions_are_remembered(client_of: Callable[..., TestClient], e
     state = server.app.state.searchr3  # type: ignore[attr-defined]
     seen: list[list[str]] = []
     compute = state.queues._compute
-    state.queues._compute = lambda wish, texts, words, tell: seen.append(sorted(texts)) or compute(
-        wish, texts, words, tell
+    state.queues._compute = lambda wish, texts, words, tell: (
+        seen.append(sorted(texts)) or compute(wish, texts, words, tell)
     )
     first = post(server, input=["a", "b"], input_type="query")
     again = post(server, input=["b", "a", "c"], input_type="query")

@@ -94,6 +94,10 @@ def create_app(settings: Settings, embedder: ReasoningEmbedder | None = None) ->
     app.add_middleware(Recorder, metrics=state.metrics, keeps_texts=settings.log_texts)
     _add_calls(app, state)
     _add_probes(app, state)
+    described = app.openapi()
+    names = [model["id"] for model in _models(state)]
+    for request in ("EmbeddingsRequest", "ReasonRequest"):
+        described["components"]["schemas"][request]["properties"]["model"]["enum"] = names
     return app
 
 
