@@ -33,6 +33,7 @@ WRONG_ARROWS = {
     "src/searchr3_embed/checkpoint/__init__.py": "searchr3_embed.checkpoint -> searchr3_embed.search",
     "src/searchr3_embed/kinds/__init__.py": "searchr3_embed.kinds -> searchr3_embed.embedder",
     "src/searchr3_embed/search/__init__.py": "searchr3_embed.search -> searchr3_embed.cli",
+    "src/searchr3_embed/server/__init__.py": "searchr3_embed.server -> searchr3_embed.cli.main",
     "src/searchr3_embed/conversation.py": "searchr3_embed.conversation -> searchr3_embed.engine.head",
     "src/searchr3_embed/cli/__init__.py": "searchr3_embed.cli -> trl",
     "training/data/__init__.py": "training.data -> training.shared",

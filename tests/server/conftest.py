@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-
 from starlette.testclient import TestClient
 
 from searchr3_embed import ReasoningEmbedder

@@ -19,7 +19,6 @@ import numpy as np
 import openai
 import pytest
 
-
 from searchr3_embed import ReasoningEmbedder
 from tests.server.real import in_thread
 

@@ -35,7 +35,7 @@ _MEANING = {
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.ErrorReply, "description": meaning} for status, meaning in _MEANING.items()
 }
-_EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
+_EVENTS: dict[str, Any] = {"text/event-stream": {}}
 # FastAPI would say 422 for what is answered with 400.
 _ERRORS["4XX"] = {"model": schemas.ErrorReply, "description": "Another refusal."}
 

@@ -19,20 +19,29 @@ class Metrics:
 
     def __init__(self, waiting: Callable[[str], int]) -> None:
         self.registry = CollectorRegistry()
-        make = {"registry": self.registry}
-        self.requests = Counter("searchr3_requests", "Requests answered.", ["path", "kind", "status"], **make)
-        self.seconds = Histogram(
-            "searchr3_request_seconds", "Time to the end of a reply.", ["path", "kind"], buckets=_SECONDS, **make
+        self.requests = Counter(
+            "searchr3_requests", "Requests answered.", ["path", "kind", "status"], registry=self.registry
         )
-        self.batch = Histogram("searchr3_batch_texts", "Texts computed at once.", ["kind"], buckets=_TEXTS, **make)
+        self.seconds = Histogram(
+            "searchr3_request_seconds",
+            "Time to the end of a reply.",
+            ["path", "kind"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.batch = Histogram(
+            "searchr3_batch_texts", "Texts computed at once.", ["kind"], buckets=_TEXTS, registry=self.registry
+        )
         self.computing = Histogram(
-            "searchr3_batch_seconds", "Time to compute a batch.", ["kind"], buckets=_SECONDS, **make
+            "searchr3_batch_seconds", "Time to compute a batch.", ["kind"], buckets=_SECONDS, registry=self.registry
         )
         self.tokens = Counter(
-            "searchr3_tokens", "Tokens read by the encoder or written by a thinker.", ["kind"], **make
+            "searchr3_tokens", "Tokens read by the encoder or written by a thinker.", ["kind"], registry=self.registry
         )
-        self.cut = Counter("searchr3_truncated_texts", "Texts longer than the encoder reads.", **make)
-        queue = Gauge("searchr3_waiting_calls", "Calls that wait or are being computed.", ["kind"], **make)
+        self.cut = Counter("searchr3_truncated_texts", "Texts longer than the encoder reads.", registry=self.registry)
+        queue = Gauge(
+            "searchr3_waiting_calls", "Calls that wait or are being computed.", ["kind"], registry=self.registry
+        )
         for kind in ("query", "document"):
             queue.labels(kind).set_function(lambda kind=kind: waiting(kind))  # type: ignore[misc]
 

@@ -182,6 +182,9 @@ async def unless_gone(
     gone = asyncio.create_task(is_gone(request))
     try:
         done, _ = await asyncio.wait({future, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:  # the time to drain is up
+        future.cancel()
+        raise
     finally:
         gone.cancel()
     if future in done:
