@@ -17,7 +17,7 @@ from searchr3_embed.cli import main as cli
 from tests.cli.command import Command
 
 
-@pytest.mark.parametrize("name", ["encode", "search", "reason", "save", "env", "demo"])
+@pytest.mark.parametrize("name", ["encode", "search", "reason", "save", "serve", "env", "demo"])
 def test_help_teaches(command: Command, name: str) -> None:
     assert name in command("--help").out
     code, out, err = command(name, "--help")

@@ -136,6 +136,28 @@ def test_javascript(address: str, embedder: ReasoningEmbedder) -> None:
 
 
 @pytest.mark.slow
+def test_openai_for_node(address: str, embedder: ReasoningEmbedder) -> None:
+    """The npm package, where NODE_PATH leads to it (npm install openai)."""
+    if (
+        shutil.which("node") is None
+        or subprocess.run(["node", "-e", "require('openai')"], capture_output=True).returncode
+    ):
+        pytest.skip("no Node with the package openai here")
+    script = """
+    const OpenAI = require("openai");
+    const [baseURL, apiKey, ...input] = process.argv.slice(1);
+    const client = new OpenAI({baseURL, apiKey});
+    const ask = (options) => client.embeddings.create({model: "tiny:query", input, ...options});
+    Promise.all([ask({}), ask({encoding_format: "float"})]).then((replies) =>
+        console.log(JSON.stringify(replies.map((reply) => reply.data.map((row) => row.embedding)))));
+    """
+    result = subprocess.run(["node", "-e", script, address, KEY, *TEXTS], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    for vectors in json.loads(result.stdout):
+        same(vectors, embedder.encode_query(TEXTS))
+
+
+@pytest.mark.slow
 def test_schemathesis_finds_no_failure_and_no_break_of_the_schema(embedder: ReasoningEmbedder, tmp_path: Path) -> None:
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     with in_thread(embedder, token_ids="model") as address:
