@@ -135,7 +135,7 @@ class Slow:
     def __init__(self, embedder: ReasoningEmbedder, **settings: Any) -> None:
         self.app = create_app(Settings(served_name="tiny", **settings), embedder)
         self.state: State = self.app.state.searchr3
-        self.may_go = threading.Event()
+        self.may_go, self.busy = threading.Event(), threading.Event()
         self.computed: list[str] = []
 
     async def __aenter__(self) -> Slow:
@@ -146,6 +146,7 @@ class Slow:
         compute = self.state.queues._compute
 
         def waiting(wish: Any, texts: list[str], words: Any, on_token: Any) -> Any:
+            self.busy.set()
             assert self.may_go.wait(60)
             self.computed += texts
             return compute(wish, texts, words, on_token)
@@ -210,7 +211,7 @@ async def test_past_the_deadline_nobody_waits_for_thoughts(embedder: ReasoningEm
 async def test_a_client_that_goes_away_leaves_the_queue(embedder: ReasoningEmbedder) -> None:
     async with Slow(embedder) as slow:
         first = slow.ask("first")
-        await slow.until_waiting(1)
+        await asyncio.to_thread(slow.busy.wait, 60)
         messages = iter(
             [{"type": "http.request", "body": json.dumps({**ASKED, "input": "gone"}).encode(), "more_body": False}]
         )
