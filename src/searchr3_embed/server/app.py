@@ -121,9 +121,10 @@ def _add_calls(app: FastAPI, state: State) -> None:
         """Vectors of texts. Questions think first, documents don't."""
         return await embeddings.answer(state, request, asked)
 
-    events = {200: {"content": _EVENTS, "description": "Traces; with `stream`, events while they are written."}}
+    events = {"content": _EVENTS, "description": "Traces; with `stream`, events while they are written."}
+    streaming = {**guarded, "responses": {**_ERRORS, 200: events}}
 
-    @app.post("/v1/reason", response_model=schemas.ReasonReply, **{**guarded, "responses": {**_ERRORS, **events}})
+    @app.post("/v1/reason", response_model=schemas.ReasonReply, **streaming)
     async def reason(asked: schemas.ReasonRequest, request: Request) -> Response:
         """What the model thinks about questions."""
         return await reasoning.answer(state, request, asked)

@@ -56,10 +56,10 @@ def _texts(state: State, asked: EmbeddingsRequest) -> Sequence[str]:
         return [given]
     rows = [given] if isinstance(given[0], int) else given
     if isinstance(rows[0], str):
-        return rows  # type: ignore[return-value]
+        return rows
     if len(rows) > state.settings.max_texts:  # before they are decoded
         return [""] * len(rows)
-    return state.decoder.texts(rows)  # type: ignore[arg-type]
+    return state.decoder.texts(rows)
 
 
 def _check_dimensions(state: State, dimensions: int | None) -> None:

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 
@@ -180,8 +180,9 @@ async def unless_gone(
         TimeoutError: The time is over; the future goes on.
     """
     gone = asyncio.create_task(is_gone(request))
+    either: set[asyncio.Future[Any]] = {future, gone}
     try:
-        done, _ = await asyncio.wait({future, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     except asyncio.CancelledError:  # the time to drain is up
         future.cancel()
         raise
