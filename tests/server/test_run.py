@@ -72,7 +72,7 @@ def test_sigterm_has_a_limit(thinker_checkpoint: Path) -> None:
         def call() -> None:
             try:
                 post(address, input=["which river flows through paris and where does it end?"] * 2000)
-            except OSError:
+            except (OSError, ValueError):  # cut off, or an error that is not ours
                 pass
 
         caller = threading.Thread(target=call)
