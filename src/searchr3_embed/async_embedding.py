@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from sentence_transformers.util import quantize_embeddings
 
 from searchr3_embed.async_batching import Coalescer
+from searchr3_embed.given_reasoning import attach
 from searchr3_embed.inputs import as_texts
 
 # Async calls that wait together are computed in batches of so many rows, unless they say otherwise: they are what a
@@ -37,6 +38,9 @@ class AsyncEmbedding:
 
     async def _encode_async(self, method: str, inputs: str | Sequence[str], options: dict[str, Any]) -> Any:
         texts = as_texts(inputs)
+        if "reasoning" in options:  # a text and its reasoning are one item, so that calls can be joined and cut
+            reasoning, options = options["reasoning"], {k: v for k, v in options.items() if k != "reasoning"}
+            texts = attach(texts, reasoning, isinstance(inputs, str), cast(Any, self).conversation)
         precision = None
         if options.get("precision") in _SCALED and _is_of_sentences(options):
             precision = options.pop("precision")

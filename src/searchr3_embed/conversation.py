@@ -131,6 +131,11 @@ class Conversation:
         return sum(map(len, self._direct_pieces))
 
     @property
+    def vocabulary(self) -> int:
+        """Number of token ids that the tokenizer knows."""
+        return self._template_tokenizer.get_vocab_size()
+
+    @property
     def most_reasoning_tokens(self) -> int:
         """Largest budget that leaves room for a short question within the model's positions."""
         copies = len(self._reasoning_pieces) - 1
@@ -238,13 +243,21 @@ class Conversation:
         return [body[:room] for body in bodies]
 
 
-def report_truncation(lengths: Sequence[int], most: int, on_truncate: OnTruncate) -> None:
+def report_truncation(
+    lengths: Sequence[int],
+    most: int,
+    on_truncate: OnTruncate,
+    what: str = "texts",
+    remedy: str = "Split long texts into passages",
+) -> None:
     """Says which texts are longer than what is read of them.
 
     Args:
         lengths: Tokens of each text.
         most: Tokens that are read.
         on_truncate: A logged warning, a ValueError, or nothing.
+        what: What the texts are called in the message.
+        remedy: What to do instead.
 
     Raises:
         ValueError: A text is too long while ``on_truncate`` is ``"error"``.
@@ -253,8 +266,8 @@ def report_truncation(lengths: Sequence[int], most: int, on_truncate: OnTruncate
     if on_truncate == "ignore" or not cut:
         return
     message = (
-        f"{len(cut)} of {len(lengths)} texts have more than {most} tokens (item {cut[0]} has {lengths[cut[0]]}); what "
-        "lies beyond is not read. Split long texts into passages"
+        f"{len(cut)} of {len(lengths)} {what} have more than {most} tokens (item {cut[0]} has {lengths[cut[0]]}); "
+        f"what lies beyond is not read. {remedy}"
     )
     if on_truncate == "error":
         raise ValueError(message + ', or pass on_truncate="ignore" to accept the cut.')

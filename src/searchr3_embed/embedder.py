@@ -7,7 +7,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, cast, overload
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -23,20 +23,21 @@ from searchr3_embed.async_embedding import AsyncEmbedding
 from searchr3_embed.checkpoint import damage, load, locate, new_thinker, saving
 from searchr3_embed.checkpoint import thinker as thinker_folder
 from searchr3_embed.conversation import Conversation, OnTruncate
-from searchr3_embed.engine import decode
 from searchr3_embed.engine.interpreter_exit import computing
+from searchr3_embed.given_reasoning import attach, given_in
 from searchr3_embed.inputs import REASONING_OPTIONS, as_texts, empty_result, take_inputs, with_reasoning_options
 from searchr3_embed.kinds import encoder_with_thinker, single_model
 from searchr3_embed.question_side import ENCODER, QuestionSide
-from searchr3_embed.reasoning_trace import Reasoning, traces
+from searchr3_embed.reasoned_embedding import ReasonedEmbedding, check_flag
 
 
-class ReasoningEmbedder(AsyncEmbedding, SentenceTransformer):
+class ReasoningEmbedder(AsyncEmbedding, ReasonedEmbedding, SentenceTransformer):
     """A SentenceTransformer whose queries can think before they are embedded.
 
     ``encode_query`` lets the model write a short reasoning and takes the hidden state at the token that ends it;
     ``encode_document`` and ``encode`` take a fixed answer and cost one forward pass. All three accept the
-    sentence-transformers arguments and, in addition, ``reason`` (bool) and ``max_reasoning_tokens`` (int).
+    sentence-transformers arguments and, in addition, ``reason`` (bool), ``max_reasoning_tokens`` (int), ``reasoning``
+    (what was thought already) and ``continue_reasoning`` (bool).
     Embeddings have length 1.
 
     Args:
@@ -210,7 +211,13 @@ class ReasoningEmbedder(AsyncEmbedding, SentenceTransformer):
 
     @with_reasoning_options(SentenceTransformer.encode)
     def encode(
-        self, *args: Any, reason: bool | None = None, max_reasoning_tokens: int | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        reason: bool | None = None,
+        max_reasoning_tokens: int | None = None,
+        reasoning: Any = None,
+        continue_reasoning: bool | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Embeds texts; does not reason unless ``reason=True``.
 
@@ -221,6 +228,9 @@ class ReasoningEmbedder(AsyncEmbedding, SentenceTransformer):
             *args: The first one, ``inputs``, is a text or a sequence of texts.
             reason: Whether to think before embedding; None means no.
             max_reasoning_tokens: Budget of generated tokens per text; 0 embeds after an empty reasoning.
+            reasoning: What was thought already, in place of words that the model writes: for each text a str, a
+                ``Reasoning``, token ids, or None where it shall think itself. One forward pass, no decoding.
+            continue_reasoning: Whether the model goes on after the given words; None means no.
             **kwargs: Arguments of the stock method, by name.
 
         Returns:
@@ -231,94 +241,40 @@ class ReasoningEmbedder(AsyncEmbedding, SentenceTransformer):
             ValueError: A text, the budget or another argument is not accepted; the message names value and limits.
         """
         inputs, args = take_inputs(args, kwargs)
-        if reason is not None and not isinstance(reason, bool):
-            raise TypeError(f"reason must be True, False or None, got {reason!r}.")
+        check_flag("reason", reason)
+        check_flag("continue_reasoning", continue_reasoning)
         self.conversation.check_budget(max_reasoning_tokens)
-        texts = as_texts(inputs)
-        options = inspect.signature(SentenceTransformer.encode).bind(self, texts, *args, **kwargs).arguments
         single = isinstance(inputs, str)
-        embeddings = super().encode(texts, *args, reason=reason, max_reasoning_tokens=max_reasoning_tokens, **kwargs)
+        texts = attach(as_texts(inputs), reasoning, single, self.conversation)
+        if any(given_in(texts)):
+            if reason is False:
+                raise ValueError("reason=False leaves no place for the given reasoning; leave one of the two out.")
+            reason = True
+        options = inspect.signature(SentenceTransformer.encode).bind(self, texts, *args, **kwargs).arguments
+        kwargs |= {"reason": reason, "max_reasoning_tokens": max_reasoning_tokens}
+        embeddings = super().encode(texts, *args, continue_reasoning=continue_reasoning, **kwargs)
         if not texts:
             return empty_result(options, self.truncate_dim or self.get_embedding_dimension() or 0)
         return embeddings[0] if single else embeddings
 
     @with_reasoning_options(SentenceTransformer.encode_query)
     def encode_query(self, *args: Any, reason: bool | None = None, **kwargs: Any) -> Any:
-        """Embeds queries; thinks first unless ``reason=False``. Arguments and results as in ``encode``."""
+        """Embeds queries; thinks first unless ``reason=False``. Arguments and results as in ``encode``.
+
+        With ``reasoning=[...]`` the given words take the place of those that the model would write.
+        """
         return super().encode_query(*args, reason=True if reason is None else reason, **kwargs)
 
     @with_reasoning_options(SentenceTransformer.encode_document)
     def encode_document(self, *args: Any, reason: bool | None = None, **kwargs: Any) -> Any:
         """Embeds documents in one forward pass each. A single model can think about them, with ``reason=True``."""
-        if reason and self.question_side is not None:
+        if (reason or kwargs.get("reasoning") is not None) and self.question_side is not None:
             raise ValueError(
-                "encode_document(reason=True) is not for an encoder with a thinker: documents keep the encoder's "
-                "vectors, so that an index stays valid."
+                "encode_document with reason=True or reasoning is not for an encoder with a thinker: documents keep "
+                "the encoder's vectors, so that an index stays valid."
             )
-        return super().encode_document(*args, reason=False if reason is None else reason, **kwargs)
-
-    @overload  # a str is a sequence of str, too: the first signature that fits is meant
-    def reason(  # type: ignore[overload-overlap]
-        self,
-        texts: str,
-        *,
-        batch_size: int = ...,
-        max_reasoning_tokens: int | None = ...,
-        show_progress_bar: bool | None = ...,
-        on_token: Callable[[int, int], object] | None = ...,
-    ) -> Reasoning: ...
-
-    @overload
-    def reason(
-        self,
-        texts: Sequence[str],
-        *,
-        batch_size: int = ...,
-        max_reasoning_tokens: int | None = ...,
-        show_progress_bar: bool | None = ...,
-        on_token: Callable[[int, int], object] | None = ...,
-    ) -> list[Reasoning]: ...
-
-    def reason(
-        self,
-        texts: str | Sequence[str],
-        *,
-        batch_size: int = 32,
-        max_reasoning_tokens: int | None = None,
-        show_progress_bar: bool | None = None,
-        on_token: Callable[[int, int], object] | None = None,
-    ) -> Reasoning | list[Reasoning]:
-        """Thinks about texts and returns the trace with the embedding; ``encode_query`` gives the same embeddings.
-
-        Args:
-            texts: A text or a sequence of texts.
-            batch_size: Rows computed at once.
-            max_reasoning_tokens: Budget of generated tokens per text; None takes the default.
-            show_progress_bar: Whether to show progress; None means no.
-            on_token: Called with a text's place and the id of each token as soon as it is written.
-
-        Returns:
-            One ``Reasoning``, or a list in the order of ``texts``.
-
-        Raises:
-            TypeError: An item is not a text, or the budget not an integer.
-            ValueError: A text or an argument is not accepted.
-        """
-        items = as_texts(texts)
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size <= 0:
-            raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}.")
-        if not items:
-            return []
-        prompt = self._resolve_prompt(None, "query") or ""
-        with torch.inference_mode(), tqdm(total=len(items), desc="Thinking", disable=not show_progress_bar) as bar:
-            self.eval()
-            embeddings, prompts, generations = self._think(
-                items, prompt, batch_size, max_reasoning_tokens, bar.update, "query", on_token
-            )
-        kind = single_model if self.question_side is None else encoder_with_thinker
-        vectors = embeddings.float().cpu().numpy()
-        results = traces(items, prompts, generations, vectors, self.conversation.decode, kind.finish_reason)
-        return results[0] if isinstance(texts, str) else results
+        thinks = kwargs.get("reasoning") is not None if reason is None else reason
+        return super().encode_document(*args, reason=thinks, **kwargs)
 
     def save(self, path: str, *args: Any, **kwargs: Any) -> None:
         """Writes a folder that the stock ``SentenceTransformer`` loads, direct mode, and this class loads whole."""
@@ -345,6 +301,7 @@ class ReasoningEmbedder(AsyncEmbedding, SentenceTransformer):
         device: str | torch.device | None = None,
         reason: bool | None = None,
         max_reasoning_tokens: int | None = None,
+        continue_reasoning: bool | None = None,
         **kwargs: Any,
     ) -> Any:
         """Replaces the base class's batch loop by the engine; pool workers call it too."""
@@ -369,7 +326,8 @@ class ReasoningEmbedder(AsyncEmbedding, SentenceTransformer):
         with torch.inference_mode(), tqdm(total=len(inputs), desc=label, disable=not show_progress_bar) as bar:
             self.eval()
             if reason:
-                embeddings = self._think(inputs, prompt or "", batch_size, max_reasoning_tokens, bar.update, task)[0]
+                budget, more = max_reasoning_tokens, bool(continue_reasoning)
+                embeddings = self._think(inputs, prompt or "", batch_size, budget, bar.update, task, more)[0]
             else:
                 embeddings = self._embed(inputs, prompt or "", batch_size, bar.update, task)
             if truncate_dim is not None:
@@ -387,23 +345,6 @@ class ReasoningEmbedder(AsyncEmbedding, SentenceTransformer):
         return encoder_with_thinker.embed(
             self, texts, prompt, batch_size, progress, on_truncate=self.on_truncate, task=task
         )
-
-    def _think(
-        self,
-        texts: Sequence[str],
-        prompt: str,
-        batch_size: int,
-        budget: int | None,
-        progress: Callable[[int], object],
-        task: str | None,
-        on_token: Callable[[int, int], object] | None = None,
-    ) -> tuple[Tensor, list[list[int]], list[decode.Generation]]:
-        """The vectors after thinking, and for each text the prompt as token ids and what was written."""
-        side = self.question_side
-        if side is None:
-            return single_model.think(self, self.conversation, texts, prompt, batch_size, budget, progress, on_token)
-        options: dict[str, Any] = {"on_truncate": self.on_truncate, "task": task, "on_token": on_token}
-        return encoder_with_thinker.think(self, side, texts, prompt, batch_size, budget, progress, **options)
 
     def probe(self) -> np.ndarray:
         """The encoder's vectors of the probe texts."""

@@ -13,7 +13,7 @@ import torch
 from searchr3_embed.conversation import check_texts
 from searchr3_embed.files import shorten
 
-REASONING_OPTIONS = ("reason", "max_reasoning_tokens")
+REASONING_OPTIONS = ("reason", "max_reasoning_tokens", "reasoning", "continue_reasoning")
 
 
 def with_reasoning_options(stock: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

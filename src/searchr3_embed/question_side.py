@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from searchr3_embed import thinking
 from searchr3_embed.conversation import Conversation
 from searchr3_embed.engine import decode
 from searchr3_embed.engine.forward import Thinker
 from searchr3_embed.engine.one_pass import OnePassThinker
+from searchr3_embed.given_reasoning import Given
 
 # What a thinker is made from if it shares the encoder's layers; else the name of a language model stands here.
 ENCODER = "encoder"
@@ -88,16 +90,20 @@ class QuestionSide:
         questions: Sequence[str],
         max_reasoning_tokens: int | None,
         *,
+        given: Sequence[Given | None] | None = None,
+        continue_reasoning: bool = False,
         batch_size: int = 32,
         progress: Callable[[int], object] | None = None,
         on_token: Callable[[int, int], object] | None = None,
     ) -> tuple[list[list[int]], list[decode.Generation]]:
-        """Writes a reasoning for each question, up to the embed token.
+        """Writes a reasoning for each question, or reads what is given, up to the embed token.
 
         Args:
             thinker: What :meth:`engine_thinker` gave.
             questions: The bare questions, without any prompt of the encoder.
             max_reasoning_tokens: Budget; None takes the checkpoint's.
+            given: The reasoning of each question; None where it is to be written.
+            continue_reasoning: Whether the thinker goes on after what is given.
             batch_size: Rows computed at once.
             progress: Called with the number of questions done since the last call.
             on_token: Called with a question's place and each token as it is written.
@@ -109,20 +115,18 @@ class QuestionSide:
             TypeError: A question is no text, or the budget no integer.
             ValueError: The budget is out of range, or a question can't be read.
         """
-        budget = self.conversation.check_budget(max_reasoning_tokens)
-        prompts = self.conversation.reasoning_ids(questions, budget)
-        generations = decode.think(
+        return thinking.think(
             thinker,
-            prompts,
-            embed_token_id=self.conversation.embed_token_id,
-            max_new_tokens=budget,
-            stop_token_ids=decode.stop_token_ids(self.model),
+            decode.stop_token_ids(self.model),
+            self.conversation,
+            questions,
+            given if given is not None else [None] * len(questions),
+            max_reasoning_tokens,
+            continue_reasoning=continue_reasoning,
             batch_size=batch_size,
-            distinct=self.conversation.prompts.distinct_tokens,
             progress=progress,
             on_token=on_token,
         )
-        return prompts, generations
 
     def moved(self, vectors: Tensor, generations: Sequence[decode.Generation], normalise: bool) -> Tensor:
         """The questions' vectors after thinking.

@@ -15,13 +15,15 @@ class Reasoning:
 
     Attributes:
         text: The text as given.
-        reasoning: What the model wrote, special tokens left out.
+        reasoning: What the model wrote or was given, special tokens left out.
         finish_reason: ``"embed_token"`` if the model closed its reasoning itself; ``"length"`` if the token was
-            appended because the budget was used up or the model ended its turn without it.
+            appended because the budget was used up or the model ended its turn without it; ``"nothing_to_add"`` if
+            the vector is the encoder's; ``"given"`` if all of it was given to the model.
         prompt_tokens: Length of the prompt in tokens, template included.
-        reasoning_tokens: Number of generated tokens, the embed token not counted.
-        reasoning_ids: The generated token ids, the embed token not included.
+        reasoning_tokens: Number of tokens of the reasoning, the embed token not counted.
+        reasoning_ids: Their ids, the embed token not included. Given to the same model, they lead to the same vector.
         embedding: Float32 array of shape (dimension,).
+        given_tokens: How many of the reasoning's tokens, the first ones, were given and not written.
     """
 
     text: str
@@ -31,6 +33,7 @@ class Reasoning:
     reasoning_tokens: int
     reasoning_ids: list[int]
     embedding: np.ndarray
+    given_tokens: int = 0
 
 
 def traces(
@@ -53,13 +56,14 @@ def traces(
     """
     return [
         Reasoning(
-            text=text,
+            text=str(text),
             reasoning=decode(generation.ids),
             finish_reason=finish_reason(generation),
             prompt_tokens=len(ids),
             reasoning_tokens=len(generation.ids),
             reasoning_ids=generation.ids,
             embedding=vector,
+            given_tokens=generation.given,
         )
         for text, ids, generation, vector in zip(texts, prompts, generations, vectors, strict=True)
     ]

@@ -34,13 +34,15 @@ class Generation:
     """What the model wrote for one prompt, and where that left it.
 
     Attributes:
-        ids: The generated token ids, the embed token not included.
+        ids: The token ids before the embed token: those that were given, then the generated ones.
         finished: True if the model wrote the embed token itself; False if it was appended because the budget was
             used up or the model ended its turn without it.
         state: Last hidden state (after the final norm) at the embed token, shape (hidden size,), float32.
         chosen: Every token that the model chose, on request: ``ids`` and the one that ended the row, be it the embed
             token, a stop token, or what the budget left no room for.
         log_probabilities: Of each chosen token, in the distribution that it was chosen from.
+        given: How many of ``ids`` were given to the model.
+        read_only: Whether all of them were, and the model was asked for nothing more.
     """
 
     ids: list[int]
@@ -48,6 +50,8 @@ class Generation:
     state: Tensor
     chosen: list[int] = dataclasses.field(default_factory=list)
     log_probabilities: list[float] = dataclasses.field(default_factory=list)
+    given: int = 0
+    read_only: bool = False
 
 
 @torch.no_grad()
@@ -56,10 +60,11 @@ def think(
     prompts: Sequence[Sequence[int]],
     *,
     embed_token_id: int,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     stop_token_ids: Sequence[int] = (),
     batch_size: int = 32,
     distinct: bool = False,
+    given: Sequence[Sequence[int]] | None = None,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
     log_probabilities: bool = False,
@@ -72,11 +77,13 @@ def think(
         model: A causal language model, or another thinker.
         prompts: Token ids, one non-empty list per row.
         embed_token_id: The token that closes a row; its hidden state is the result.
-        max_new_tokens: Most tokens a row may write before the embed token; it is appended then.
+        max_new_tokens: Most tokens a row may write before the embed token, which is appended then; one number for all
+            rows, or one for each.
         stop_token_ids: Tokens that end a turn without the embed token (end of turn, end of text); the embed token
             takes their place.
         batch_size: Number of rows computed at once.
         distinct: Whether a row writes each token at most once, for reasoning that is a list of terms.
+        given: Token ids for each prompt that count as written already: the model goes on behind them.
         temperature: 0 takes the likeliest token; above 0 samples from the softmax of the logits divided by it.
         generator: Random source for sampling.
         log_probabilities: Whether to return the chosen tokens with their log-probabilities: after barring, and divided
@@ -95,11 +102,14 @@ def think(
         thinker.head, temperature=temperature, generator=generator, log_probabilities=log_probabilities
     )
     stops = torch.tensor(sorted(set(stop_token_ids) - {embed_token_id}), dtype=torch.long, device=thinker.device)
-    # Behind a prompt: the budget, the embed token, and the place after it, which is read ahead for nothing.
-    slots = thinker.open_slots(prompts, min(batch_size, len(prompts)), max_new_tokens + 2)
-    batch = Batch(slots, RowEnd(embed_token_id, stops, max_new_tokens), log_probabilities)
-    loop = _Loop(thinker, prompts, batch, chooser, distinct, progress, on_token)
-    waiting = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+    words = given if given is not None else [[]] * len(prompts)
+    budgets = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    most = max(len(ids) + budget for ids, budget in zip(words, budgets, strict=True))
+    # Behind a prompt: what a row holds, the embed token, and the place after it, which is read ahead for nothing.
+    slots = thinker.open_slots(prompts, min(batch_size, len(prompts)), most + 2)
+    batch = Batch(slots, RowEnd(embed_token_id, stops, most), log_probabilities)
+    loop = _Loop(thinker, prompts, words, budgets, batch, chooser, distinct, progress, on_token)
+    waiting = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]) - len(words[row]))
     while waiting or batch.count:
         stopping_place()
         free = slots.rows - batch.count
@@ -110,6 +120,46 @@ def think(
             loop.step()
     slots.close()
     return [loop.results[row] for row in range(len(prompts))]
+
+
+@torch.no_grad()
+def read_given(
+    model: PreTrainedModel | Thinker,
+    prompts: Sequence[Sequence[int]],
+    given: Sequence[Sequence[int]],
+    *,
+    embed_token_id: int,
+    batch_size: int = 32,
+    progress: Callable[[int], object] | None = None,
+) -> list[Generation]:
+    """Reads what was written elsewhere behind each prompt, and the embed token: one pass, and nothing is chosen.
+
+    Args:
+        model: A causal language model, or another thinker.
+        prompts: Token ids, one non-empty list per row.
+        given: Token ids for each prompt, which may be none.
+        embed_token_id: The token that closes a row; its hidden state is the result.
+        batch_size: Most rows in one pass; passes are also cut by tokens.
+        progress: Called with the number of rows done since the last call.
+
+    Returns:
+        One result per prompt, in order; each counts as closed by whoever wrote it.
+    """
+    if not prompts:
+        return []
+    thinker = model if isinstance(model, Thinker) else CausalThinker(model)
+    slots = thinker.open_slots(prompts, min(batch_size, len(prompts)), max(map(len, given)) + 1)
+    results: dict[int, Generation] = {}
+    turns = [[*prompt, *ids] for prompt, ids in zip(prompts, given, strict=True)]
+    for rows in chunks(turns, batch_size, tokens_per_forward(thinker.device)):
+        words = [given[row] for row in rows]
+        states = thinker.read([prompts[row] for row in rows], slots, 0, [embed_token_id], words)[:, 1].float()
+        for row, ids, state in zip(rows, words, states, strict=True):
+            results[row] = Generation(list(ids), True, state, given=len(ids), read_only=True)
+        if progress is not None:
+            progress(len(rows))
+    slots.close()
+    return [results[row] for row in range(len(prompts))]
 
 
 def stop_token_ids(model: Any) -> list[int]:
@@ -124,6 +174,8 @@ class _Loop:
 
     thinker: Thinker
     prompts: Sequence[Sequence[int]]
+    given: Sequence[Sequence[int]]
+    budgets: Sequence[int]
     batch: Batch
     chooser: TokenChooser
     distinct: bool
@@ -136,12 +188,13 @@ class _Loop:
 
         Rows with equal prompts, as the samples of one question, are read once.
         """
-        alike: dict[tuple[int, ...], list[int]] = {}
+        alike: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
         for row in entering:
-            alike.setdefault(tuple(self.prompts[row]), []).append(row)
+            alike.setdefault((tuple(self.prompts[row]), tuple(self.given[row])), []).append(row)
         groups = list(alike.values())
         ahead = self._ahead(self.batch.count + len(entering))
-        for chunk in chunks(list(alike), len(entering), tokens_per_forward(self.thinker.device)):
+        turns = [prompt + ids for prompt, ids in alike]
+        for chunk in chunks(turns, len(entering), tokens_per_forward(self.thinker.device)):
             self._read([groups[i] for i in chunk], ahead)
 
     def step(self) -> None:
@@ -165,9 +218,16 @@ class _Loop:
         rows = [group[0] for group in groups]
         copies = [(place, row) for place, group in enumerate(groups) for row in group[1:]]
         prompts = [self.prompts[row] for row in rows]
+        given = [self.given[row] for row in rows]
         rows += [row for _, row in copies]
-        first = self.batch.enter(rows, [len(self.prompts[row]) for row in rows])
-        states = self.thinker.read(prompts, self.batch.slots, first, ahead)
+        first = self.batch.enter(
+            rows,
+            [len(self.prompts[row]) for row in rows],
+            [self.given[row] for row in rows],
+            [self.budgets[row] for row in rows],
+        )
+        words = {"given": given} if any(map(len, given)) else {}
+        states = self.thinker.read(prompts, self.batch.slots, first, ahead, **words)
         if copies:
             source = torch.tensor([place for place, _ in copies], device=states.device)
             target = torch.arange(first + len(prompts), self.batch.count, device=states.device)
@@ -202,7 +262,8 @@ class _Loop:
         for place in leaving:
             row, ids, finished = self.batch.result(place)
             state = states[place - first].float()
-            self.results[row] = Generation(ids, finished, state, *self.batch.noted(place))
+            notes = self.batch.noted(place) or ([], [])
+            self.results[row] = Generation(ids, finished, state, *notes, given=len(self.given[row]))
         if self.progress is not None:
             self.progress(len(leaving))
         return self.batch.drop(leaving)

@@ -45,10 +45,18 @@ class Thinker(Protocol):
         What is the same for all prompts may be computed here and stand in every slot (``Slots.prefix_length``).
         """
 
-    def read(self, prompts: Sequence[Sequence[int]], slots: Slots, first_slot: int, ahead: Sequence[int]) -> Tensor:
+    def read(
+        self,
+        prompts: Sequence[Sequence[int]],
+        slots: Slots,
+        first_slot: int,
+        ahead: Sequence[int],
+        given: Sequence[Sequence[int]] | None = None,
+    ) -> Tensor:
         """Reads prompts into the slots from ``first_slot`` on, and behind each the tokens ``ahead``.
 
         The next token of a row will stand where the first token ahead was read; no prompt sees what is ahead of it.
+        Where tokens are ``given``, one list for each prompt, they stand behind it as if the model had written them.
 
         Returns:
             The hidden states that choose the next token and those at the tokens ahead, (prompts, 1 + ahead, hidden
@@ -106,6 +114,7 @@ class CausalThinker:
         slots: Slots | None = None,
         first_slot: int = 0,
         ahead: Sequence[int] = (),
+        given: Sequence[Sequence[int]] | None = None,
     ) -> Tensor:
         """See :class:`Thinker`; without slots, keys and values are not kept.
 
@@ -113,6 +122,8 @@ class CausalThinker:
         with a prefix.
         """
         begin = 0 if slots is None else slots.prefix_length
+        if given is not None:  # to a causal model, a prompt and what was written behind it are one text
+            prompts = [[*prompt, *ids] for prompt, ids in zip(prompts, given, strict=True)]
         rows = [torch.tensor([*prompt[begin:], *ahead]) for prompt in prompts]
         ids = pad_sequence(rows, batch_first=True).to(self.device)
         longest = ids.shape[1]

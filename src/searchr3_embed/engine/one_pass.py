@@ -51,6 +51,7 @@ class OnePassThinker(CausalThinker):
         slots: Slots | None = None,
         first_slot: int = 0,
         ahead: Sequence[int] = (),
+        given: Sequence[Sequence[int]] | None = None,
     ) -> Tensor:
         """See :class:`searchr3_embed.engine.forward.Thinker`; slots are needed, for they carry the question over."""
         assert slots is not None
@@ -67,16 +68,29 @@ class OnePassThinker(CausalThinker):
         )
         means = (states.float() * real[:, :, None]).sum(dim=1) / lengths[:, None]
         self.pooled.update(zip((tuple(prompt[:-1]) for prompt in prompts), means, strict=True))
-        return self._go_on(prompts, slots, rows, lengths, ahead)
+        behind = [[prompt[-1], *ahead] for prompt in prompts]
+        if given is not None:
+            behind = [[prompt[-1], *ids, *ahead] for prompt, ids in zip(prompts, given, strict=True)]
+        return self._go_on(behind, slots, rows, lengths, 1 + len(ahead))
 
     def _go_on(
-        self, prompts: Sequence[Sequence[int]], slots: Slots, rows: slice, lengths: Tensor, ahead: Sequence[int]
+        self, behind: Sequence[Sequence[int]], slots: Slots, rows: slice, lengths: Tensor, asked: int
     ) -> Tensor:
-        """Reads the last token of each prompt, and those ahead, with the thinker."""
-        ids = torch.tensor([[prompt[-1], *ahead] for prompt in prompts], device=self.device)
-        at = lengths[:, None] + torch.arange(ids.shape[1], device=self.device)
+        """Reads with the thinker what stands behind each text; gives the states at the last ``asked`` tokens.
+
+        Shorter rows are padded on the right, where no token looks; what is written later stands in these places.
+        """
+        counts = torch.tensor([len(tokens) for tokens in behind], device=self.device)
+        ids = pad_sequence([torch.tensor(tokens) for tokens in behind], batch_first=True).to(self.device)
+        steps = torch.arange(ids.shape[1], device=self.device)
+        at = lengths[:, None] + steps
         end = int(lengths.max()) + ids.shape[1]
         numbers = torch.arange(rows.start, rows.stop, device=self.device)[:, None]
         slots.aim(rows, (numbers, at), end, ids.shape[1])
         mask = slots.additive_mask(torch.arange(end, device=self.device) <= at[:, :, None])[:, None]
-        return last_hidden_states(self.model, ids, mask, at, slots, self.lean)
+        if ids.shape[1] == asked:
+            return last_hidden_states(self.model, ids, mask, at, slots, self.lean)
+        # Padding may stand beyond the last position that the model has.
+        positions = torch.minimum(at, (lengths + counts - 1)[:, None])
+        wanted = counts[:, None] - asked + steps[:asked]
+        return last_hidden_states(self.model, ids, mask, positions, slots, self.lean, wanted)

@@ -19,7 +19,7 @@ class RowEnd:
     Attributes:
         embed_token_id: The token that closes a row; where anything else ends it, this token is put there.
         stop_token_ids: Tokens that end a turn without the embed token, int64 of shape (any number,).
-        budget: Most tokens that a row writes before the embed token.
+        budget: Most tokens of a row before the embed token, those that were given to it included.
     """
 
     embed_token_id: int
@@ -43,6 +43,9 @@ class Batch:
         self.tokens = torch.zeros(slots.rows, dtype=torch.long, device=device)
         self.lengths = torch.zeros_like(self.tokens)
         self.wrote = torch.zeros_like(self.tokens)
+        # Of what a row wrote, how much was given to it; and how much it may have in all.
+        self.began = torch.zeros_like(self.tokens)
+        self.most = torch.zeros_like(self.tokens)
         self.finished = torch.zeros(slots.rows, dtype=torch.bool, device=device)
         self.written = torch.zeros(slots.rows, end.budget + 1, dtype=torch.long, device=device)
         # The embed token may take the place of what was chosen, so choices are kept apart.
@@ -50,18 +53,28 @@ class Batch:
         self.notes = [torch.zeros_like(self.written, dtype=kind) for kind in kinds]
         self.longest = 0
 
-    def enter(self, names: Sequence[int], lengths: Sequence[int]) -> int:
+    def enter(
+        self, names: Sequence[int], lengths: Sequence[int], given: Sequence[Sequence[int]], budgets: Sequence[int]
+    ) -> int:
         """Adds rows behind those that are there; returns the first slot they take.
 
         Args:
             names: Numbers by which the caller knows the rows.
-            lengths: Number of tokens of each that are read first; its next token stands at this place.
+            lengths: Number of tokens of each prompt; what is given, and then the row's own tokens, stand behind it.
+            given: Tokens that count as written already.
+            budgets: Most tokens that each row writes behind them.
         """
         first, self.count = self.count, self.count + len(names)
         self.names += names
-        self.lengths[first : self.count] = torch.tensor(lengths, device=self.lengths.device)
-        self.wrote[first : self.count] = 0
-        self.longest = max(self.longest, *lengths)
+        device, part = self.lengths.device, slice(first, self.count)
+        self.began[part] = self.wrote[part] = torch.tensor([len(ids) for ids in given], device=device)
+        self.most[part] = self.began[part] + torch.tensor(list(budgets), device=device)
+        read = [length + len(ids) for length, ids in zip(lengths, given, strict=True)]
+        self.lengths[part] = torch.tensor(read, device=device)
+        for place, ids in enumerate(given, start=first):
+            if len(ids):
+                self.written[place, : len(ids)] = torch.tensor(list(ids), device=device)
+        self.longest = max(self.longest, *read)
         return first
 
     def choose(self, chosen: Tensor, first: int, log_probabilities: Tensor | None = None) -> None:
@@ -72,7 +85,7 @@ class Batch:
             for notes, values in zip(self.notes, (chosen, log_probabilities), strict=True):
                 notes[places, self.wrote[part]] = values
         finished = chosen == self.end.embed_token_id
-        ended = finished | (self.wrote[part] >= self.end.budget)
+        ended = finished | (self.wrote[part] >= self.most[part])
         if len(self.end.stop_token_ids):
             ended |= torch.isin(chosen, self.end.stop_token_ids)
         tokens = torch.where(ended, self.end.embed_token_id, chosen)
@@ -104,13 +117,14 @@ class Batch:
         return (first + ended.nonzero().squeeze(1)).tolist()
 
     def result(self, place: int) -> tuple[int, list[int], bool]:
-        """Name of a row that ended, what it wrote without the embed token, and whether it ended by itself."""
+        """Name of a row that ended, its tokens without the embed token, and whether it ended by itself."""
         ids = self.written[place, : int(self.wrote[place]) - 1].tolist()
         return self.names[place], ids, bool(self.finished[place])
 
     def noted(self, place: int) -> list[Any]:
         """The choices of a row that ended and their log-probabilities; nothing where none are kept."""
-        return [notes[place, : int(self.wrote[place])].tolist() for notes in self.notes]
+        written = slice(int(self.began[place]), int(self.wrote[place]))
+        return [notes[place, written].tolist() for notes in self.notes]
 
     def drop(self, leaving: Sequence[int]) -> Tensor:
         """Removes rows and moves the last ones into the gaps; returns the former slot of each row that stays."""
@@ -127,7 +141,8 @@ class Batch:
         if gaps:
             source = torch.tensor(movers, device=self.tokens.device)
             target = torch.tensor(gaps, device=self.tokens.device)
-            for state in (self.tokens, self.lengths, self.wrote, self.finished, self.written, *self.notes):
+            rows = (self.tokens, self.lengths, self.wrote, self.began, self.most, self.finished, self.written)
+            for state in (*rows, *self.notes):
                 state[target] = state[source]
             self.slots.move(source, target)
         self.longest = int(self.lengths[: self.count].max()) if self.count else 0

@@ -22,6 +22,7 @@ from searchr3_embed.engine import decode, encode
 from searchr3_embed.engine.cpu.kernels import fastest_products
 from searchr3_embed.engine.interpreter_exit import computing
 from searchr3_embed.engine.one_pass import OnePassThinker
+from searchr3_embed.given_reasoning import given_in
 from searchr3_embed.kinds.behind_pooling import check_finite, finish
 from searchr3_embed.question_side import ENCODER, QuestionSide, nothing_to_add
 
@@ -180,9 +181,10 @@ def think(
     *,
     on_truncate: OnTruncate = "ignore",
     task: str | None = "query",
+    continue_reasoning: bool = False,
     on_token: Callable[[int, int], object] | None = None,
 ) -> tuple[Tensor, list[list[int]], list[decode.Generation]]:
-    """The questions' vectors after thinking, and for each the thinker's prompt as token ids and what was written.
+    """The questions' vectors after thinking, and for each the thinker's prompt as token ids and what stands behind it.
 
     Where the thinker works on the encoder's own pass, and both read the same tokens, that pass gives the encoder's
     vector too; else the encoder reads the question by itself.
@@ -193,7 +195,14 @@ def think(
     engine_thinker = side.engine_thinker(transformer(encoder))
     with fastest_products():
         prompts, generations = side.think(
-            engine_thinker, texts, max_reasoning_tokens, batch_size=batch_size, progress=progress, on_token=on_token
+            engine_thinker,
+            texts,
+            max_reasoning_tokens,
+            given=given_in(texts),
+            continue_reasoning=continue_reasoning,
+            batch_size=batch_size,
+            progress=progress,
+            on_token=on_token,
         )
     pooled: dict[tuple[int, ...], Tensor] = {}
     # Where P is zero, the vector is the encoder's to the bit, so it is computed as the encoder's is.
@@ -308,4 +317,6 @@ def finish_reason(generation: decode.Generation) -> str:
     """Why a reasoning ended, see :class:`searchr3_embed.reasoning_trace.Reasoning`."""
     if nothing_to_add(generation):
         return "nothing_to_add"
+    if generation.read_only:
+        return "given"
     return "embed_token" if generation.finished else "length"

@@ -10,11 +10,13 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from torch import Tensor, nn
 
+from searchr3_embed import thinking
 from searchr3_embed.checkpoint.load import Checkpoint
 from searchr3_embed.conversation import Conversation
 from searchr3_embed.engine import decode, forward
 from searchr3_embed.engine.cpu.kernels import fastest_products
 from searchr3_embed.engine.interpreter_exit import computing
+from searchr3_embed.given_reasoning import given_in
 from searchr3_embed.kinds.behind_pooling import check_finite, finish
 from searchr3_embed.models.causal_transformer import CausalTransformer
 
@@ -54,20 +56,21 @@ def think(
     batch_size: int,
     max_reasoning_tokens: int | None,
     progress: Progress,
+    continue_reasoning: bool = False,
     on_token: OnToken | None = None,
 ) -> tuple[Tensor, list[list[int]], list[decode.Generation]]:
-    """The embeddings after thinking, and for each text the prompt as token ids and what was written."""
-    budget = talk.check_budget(max_reasoning_tokens)
-    prompts = talk.reasoning_ids([prompt + text for text in texts], budget)
+    """The embeddings after thinking, and for each text the prompt as token ids and what was written or given."""
+    model = _causal_lm(pipeline)
     with fastest_products():
-        generations = decode.think(
-            _causal_lm(pipeline),
-            prompts,
-            embed_token_id=talk.embed_token_id,
-            max_new_tokens=budget,
-            stop_token_ids=decode.stop_token_ids(_causal_lm(pipeline)),
+        prompts, generations = thinking.think(
+            model,
+            decode.stop_token_ids(model),
+            talk,
+            [prompt + text for text in texts],
+            given_in(texts),
+            max_reasoning_tokens,
+            continue_reasoning=continue_reasoning,
             batch_size=batch_size,
-            distinct=talk.prompts.distinct_tokens,
             progress=progress,
             on_token=on_token,
         )
@@ -77,6 +80,8 @@ def think(
 
 def finish_reason(generation: decode.Generation) -> str:
     """Why a reasoning ended, see :class:`searchr3_embed.reasoning_trace.Reasoning`."""
+    if generation.read_only:
+        return "given"
     return "embed_token" if generation.finished else "length"
 
 
