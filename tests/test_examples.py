@@ -19,6 +19,7 @@ OUTPUT = {
     "chroma_persistent.py": r"(?s)5 notes in notes\.chroma.*internet.*0\.\d{3}  router: .*0\.\d{3}  passport: ",
     "keep_your_index.py": r"(?s)The index is valid.*deck\n  thought: .*before 0\.\d{3}  random\.shuffle +after 0",
     "hybrid_search.py": r"(?s)\d{2,} entries.*words: pick.*0\.03\d+  \(words +\d+, meaning +\d+\)  random\.choice",
+    "agent_search.py": r"(?s)thought: The random module.*found: random\.choice.*answer: See the first passage",
     "async_server_load.py": r"(?s)one by one .* p95 .* ms.*all at once .* p99 .* ms",
 }
 

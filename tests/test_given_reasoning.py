@@ -87,7 +87,7 @@ def test_nothing_is_decoded(embedder: ReasoningEmbedder, monkeypatch: pytest.Mon
 def test_going_on_from_its_own_beginning_repeats_the_rest(embedder: ReasoningEmbedder, kept: int) -> None:
     whole = embedder.reason(TEXTS)
     rows = [row for row, one in enumerate(whole) if len(one.reasoning_ids) >= kept]
-    assert len(rows) > 3
+    assert rows, "the test needs rows that wrote so much"
     for row in rows:
         one = whole[row]
         again = embedder.reason(

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from searchr3_embed import ReasoningEmbedder
 from searchr3_embed.lazy_embedder import LazyEmbedder
+from searchr3_embed.reasoned_embedding import GivenReasoning
 
 
 class SearchR3Embeddings(BaseModel, Embeddings):
@@ -74,29 +75,47 @@ class SearchR3Embeddings(BaseModel, Embeddings):
             _texts(texts), show_progress_bar=self.show_progress, **self._options()
         ).tolist()
 
-    def embed_query(self, text: str) -> list[float]:
+    def embed_query(
+        self, text: str, *, reasoning: GivenReasoning = None, continue_reasoning: bool = False
+    ) -> list[float]:
         """Embeds a query, after reasoning about it unless ``reason_queries`` is off.
 
+        An agent that has written why it searches gives that as ``reasoning``; with a vector store:
+        ``store.similarity_search_by_vector(embeddings.embed_query(text, reasoning=thought))``.
+
+        Args:
+            text: The query.
+            reasoning: What was thought about it already, in place of words that the model writes: a text, a
+                ``Reasoning`` or token ids. It counts whatever ``reason_queries`` says.
+            continue_reasoning: Whether the model goes on after that.
+
         Raises:
-            TypeError: ``text`` is not a text.
+            TypeError: ``text`` is not a text, or ``reasoning`` of another kind.
+            ValueError: ``reasoning`` can't be read.
         """
-        return self.embedder.encode_query([text], **self._query_options())[0].tolist()
+        options = self._query_options(reasoning, continue_reasoning)
+        return self.embedder.encode_query([text], **options)[0].tolist()
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """As ``embed_documents``; concurrent calls run as one batch and the event loop stays free."""
         embedder = await self._lazy.aget(self.model_name, self.device, self.cache_folder)
         return (await embedder.aencode_document(_texts(texts), **self._options())).tolist()
 
-    async def aembed_query(self, text: str) -> list[float]:
+    async def aembed_query(
+        self, text: str, *, reasoning: GivenReasoning = None, continue_reasoning: bool = False
+    ) -> list[float]:
         """As ``embed_query``; concurrent calls run as one batch and the event loop stays free."""
         embedder = await self._lazy.aget(self.model_name, self.device, self.cache_folder)
-        return (await embedder.aencode_query([text], **self._query_options()))[0].tolist()
+        options = self._query_options(reasoning, continue_reasoning)
+        return (await embedder.aencode_query([text], **options))[0].tolist()
 
     def _options(self) -> dict[str, Any]:
         return {"batch_size": self.batch_size, "normalize_embeddings": self.normalize}
 
-    def _query_options(self) -> dict[str, Any]:
-        thinking = {"reason": self.reason_queries, "max_reasoning_tokens": self.max_reasoning_tokens}
+    def _query_options(self, reasoning: GivenReasoning, continue_reasoning: bool) -> dict[str, Any]:
+        thinking: dict[str, Any] = {"reason": self.reason_queries, "max_reasoning_tokens": self.max_reasoning_tokens}
+        if reasoning is not None:
+            thinking |= {"reason": True, "reasoning": [reasoning], "continue_reasoning": continue_reasoning}
         return self._options() | thinking
 
 

@@ -169,3 +169,26 @@ def test_a_chain_finds_what_the_question_needs(embeddings: SearchR3Embeddings) -
     )
     assert chain.invoke(QUESTION) == "with the csv module"
     assert TEXTS[0] in seen[0]
+
+
+async def test_an_agents_words_take_the_place_of_written_ones(
+    embeddings: SearchR3Embeddings, core: ReasoningEmbedder
+) -> None:
+    text, thought = "Is cystic fibrosis inherited?", "Both parents carry the changed gene."
+    expected = core.encode_query(text, reasoning=thought)
+    assert np.abs(expected - core.encode_query(text)).max() > 1e-3
+    direct = SearchR3Embeddings(device="cpu", reason_queries=False)
+    for one in (embeddings, direct):
+        np.testing.assert_allclose(one.embed_query(text, reasoning=thought), expected, atol=1e-5)
+    np.testing.assert_allclose(await embeddings.aembed_query(text, reasoning=thought), expected, atol=1e-5)
+    trace = core.reason(text)
+    np.testing.assert_allclose(embeddings.embed_query(text, reasoning=trace), trace.embedding, atol=1e-5)
+    more = core.encode_query(text, reasoning=thought, continue_reasoning=True)
+    np.testing.assert_allclose(
+        embeddings.embed_query(text, reasoning=thought, continue_reasoning=True), more, atol=1e-5
+    )
+    store = InMemoryVectorStore.from_texts(TEXTS, embeddings)
+    query = embeddings.embed_query(QUESTION, reasoning="the csv module reads exports")
+    assert store.similarity_search_by_vector(query, k=1)[0].page_content == TEXTS[0]
+    with pytest.raises(TypeError, match="reasoning.*a str, a Reasoning"):
+        embeddings.embed_query(text, reasoning=7)  # type: ignore[arg-type]

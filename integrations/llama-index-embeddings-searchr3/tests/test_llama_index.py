@@ -199,3 +199,24 @@ async def test_asynchronous_batches_may_run_in_workers(core: ReasoningEmbedder) 
         np.testing.assert_allclose(
             await embedding.aget_text_embedding_batch(texts), core.encode_document(texts), atol=1e-5
         )
+
+
+async def test_a_bundle_carries_an_agents_words_as_its_embedding(
+    embedding: SearchR3Embedding, core: ReasoningEmbedder
+) -> None:
+    text, thought = "Is cystic fibrosis inherited?", "Both parents carry the changed gene."
+    expected = core.encode_query(text, reasoning=thought)
+    for bundle in (
+        embedding.query_bundle(text, reasoning=thought),
+        await embedding.aquery_bundle(text, reasoning=thought),
+        SearchR3Embedding(device="cpu", reason_queries=False).query_bundle(text, reasoning=thought),
+    ):
+        assert bundle.query_str == text and type(bundle.embedding[0]) is float
+        np.testing.assert_allclose(bundle.embedding, expected, atol=1e-5)
+    np.testing.assert_allclose(embedding.query_bundle(text).embedding, core.encode_query(text), atol=1e-5)
+    # A retriever takes the embedding as it is: scores are those of the words.
+    index = VectorStoreIndex.from_documents(DOCUMENTS, embed_model=embedding)
+    bundle = embedding.query_bundle(QUESTION, reasoning="the csv module reads exports")
+    hit = index.as_retriever(similarity_top_k=1).retrieve(bundle)[0]
+    assert hit.text == TEXTS[0]
+    assert hit.score == pytest.approx(np.dot(bundle.embedding, core.encode_document(TEXTS[0])), abs=1e-5)

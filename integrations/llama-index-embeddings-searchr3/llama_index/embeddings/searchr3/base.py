@@ -6,9 +6,11 @@ from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, field_validator
+from llama_index.core.schema import QueryBundle
 
 from searchr3_embed import ReasoningEmbedder
 from searchr3_embed.lazy_embedder import LazyEmbedder
+from searchr3_embed.reasoned_embedding import GivenReasoning
 
 
 class SearchR3Embedding(BaseEmbedding):
@@ -64,6 +66,35 @@ class SearchR3Embedding(BaseEmbedding):
         """
         return self._lazy.get(self.model_name, self.device, self.cache_folder)
 
+    def query_bundle(
+        self, query: str, *, reasoning: GivenReasoning = None, continue_reasoning: bool = False
+    ) -> QueryBundle:
+        """A query with its embedding, after the reasoning that an agent has written already.
+
+        ``index.as_retriever().retrieve(embedding.query_bundle(query, reasoning=thought))``: retrievers take the
+        embedding as it is. ``custom_embedding_strs`` would be averaged, which is something else.
+
+        Args:
+            query: The query.
+            reasoning: What was thought about it, in place of words that the model writes: a text, a ``Reasoning`` or
+                token ids. It counts whatever ``reason_queries`` says.
+            continue_reasoning: Whether the model goes on after that.
+
+        Raises:
+            TypeError: ``query`` is not a text, or ``reasoning`` of another kind.
+            ValueError: ``reasoning`` can't be read.
+        """
+        options = self._given_options(reasoning, continue_reasoning)
+        return QueryBundle(query, embedding=self.embedder.encode_query([query], **options)[0].tolist())
+
+    async def aquery_bundle(
+        self, query: str, *, reasoning: GivenReasoning = None, continue_reasoning: bool = False
+    ) -> QueryBundle:
+        """As ``query_bundle``; concurrent calls run as one batch and the event loop stays free."""
+        options = self._given_options(reasoning, continue_reasoning)
+        rows = await (await self._aload()).aencode_query([query], **options)
+        return QueryBundle(query, embedding=rows[0].tolist())
+
     def _get_query_embedding(self, query: str) -> Embedding:
         return self.embedder.encode_query([query], **self._query_options())[0].tolist()
 
@@ -88,6 +119,12 @@ class SearchR3Embedding(BaseEmbedding):
 
     def _options(self) -> dict[str, Any]:
         return {"batch_size": self.embed_batch_size, "normalize_embeddings": self.normalize}
+
+    def _given_options(self, reasoning: GivenReasoning, continue_reasoning: bool) -> dict[str, Any]:
+        if reasoning is None:
+            return self._query_options()
+        given = {"reason": True, "reasoning": [reasoning], "continue_reasoning": continue_reasoning}
+        return self._query_options() | given
 
     def _query_options(self) -> dict[str, Any]:
         budget = self.max_reasoning_tokens
