@@ -14,7 +14,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 # The integrations are distributions of their own; their tests run with ours.
-INTEGRATIONS := -e "integrations/langchain-searchr3[test]" -e "integrations/llama-index-embeddings-searchr3[test]"
+INTEGRATIONS := -e "integrations/langchain-searchr3[test]" -e "integrations/llama-index-embeddings-searchr3[test]" \
+	-e "integrations/searchr3-haystack[test]"
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
 # Of pip's hundreds of lines these tell how far it is; errors and warnings go to stderr and are not filtered.

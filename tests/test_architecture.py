@@ -21,6 +21,7 @@ PACKAGES = {
     "benchmarks": "benchmarks",
     "integrations/langchain-searchr3/langchain_searchr3": "langchain_searchr3",
     "integrations/llama-index-embeddings-searchr3/llama_index": "llama_index",
+    "integrations/searchr3-haystack/haystack_integrations": "haystack_integrations",
 }
 CODE = (*PACKAGES, "examples")
 LONGEST_MODULE, LONGEST_FUNCTION = 450, 60
