@@ -84,6 +84,15 @@ class SFTArguments(RunArguments, SFTConfig):
     own_temperature: float = dataclasses.field(
         default=0.0, metadata={"help": "Temperature of that reasoning; 0 takes the likeliest token (ours)."}
     )
+    given_reasoning: float = dataclasses.field(
+        default=0.0,
+        metadata={
+            "help": "Beside an encoder: share of the records whose query is also embedded after words that are not "
+            "the thinker's, from another text that answers it, so that an agent's words are no news; records with one "
+            "positive have none (ours)."
+        },
+    )
+    given_length: int = dataclasses.field(default=64, metadata={"help": "Most tokens of such words (ours)."})
     target_contrast: bool = dataclasses.field(
         default=True, metadata={"help": "Whether queries are also embedded after the reasoning target (ours)."}
     )
@@ -108,7 +117,7 @@ class SFTArguments(RunArguments, SFTConfig):
         self.document_lengths = {int(length): float(share) for length, share in lengths.items()}
         self.check_shared()
         check_above_zero(self, ("tau",))
-        check_range(self, ("groups_per_step", "tokens_per_forward"), at_least=1)
+        check_range(self, ("groups_per_step", "tokens_per_forward", "given_length"), at_least=1)
         weights = ("language", "kl", "contrast", "triplet", "distil", "relation", "distil_reasoning")
         check_range(
             self,
@@ -121,7 +130,9 @@ class SFTArguments(RunArguments, SFTConfig):
             ),
             at_least=0,
         )
-        check_range(self, ("own_reasoning",), at_least=0, at_most=1)
+        check_range(self, ("own_reasoning", "given_reasoning"), at_least=0, at_most=1)
+        if self.given_reasoning and not self.encoder:
+            raise ValueError("given_reasoning is for a thinker beside an encoder: name the encoder, or leave it out.")
         if self.distilled and not self.teacher:
             raise ValueError("distil_weight, relation_weight and distil_reasoning_weight need a teacher.")
 

@@ -2,11 +2,13 @@
 
 Documents are constants, so the softmax runs over all of them. A question is embedded after an empty reasoning (a
 budget of 0), after its reasoning target, and after what the thinker writes by itself; so words have to beat no words.
+On request also after words that are given to it, as an agent's are.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -46,6 +48,8 @@ class ThinkerLoss:
         margin: Of the triplet, in cosine.
         own_reasoning: Share of the questions that are also embedded after what the thinker wrote.
         own_temperature: Temperature at which it writes; 0 takes the likeliest token, as at inference.
+        given_reasoning: Share of the questions that are also embedded after words of another text that answers them.
+        given_length: Most tokens of such words.
     """
 
     language: float
@@ -56,6 +60,8 @@ class ThinkerLoss:
     margin: float
     own_reasoning: float
     own_temperature: float
+    given_reasoning: float = 0.0
+    given_length: int = 64
 
 
 class ThinkerTrainer(ProjectionRate, EmbedderTrainer, SFTTrainer):
@@ -111,6 +117,9 @@ class ThinkerTrainer(ProjectionRate, EmbedderTrainer, SFTTrainer):
         own = self._write(model, batch, prompts)
         written += [[*ids, end] for ids in own.values()]
         owners += list(own)
+        given = self._given_words(batch)
+        written += [[*ids, end] for ids in given.values()]
+        owners += list(given)
         states, before, last = branches.states(
             model,
             [prompts[row] for row in owners],
@@ -165,6 +174,19 @@ class ThinkerTrainer(ProjectionRate, EmbedderTrainer, SFTTrainer):
         # The angle is what buys gains in a domain and costs others; so it is logged even where nothing weighs it.
         parts["stay"] = 1 - F.cosine_similarity(moved, base, dim=-1).mean()
         return parts
+
+    def _given_words(self, batch: Batch) -> dict[int, list[int]]:
+        """For a share of the questions, the words of a text that answers them and is not the one to be found."""
+        wanted = round(self.settings.given_reasoning * len(batch.records))
+        if not wanted:
+            return {}
+        rng = random.Random(f"{self.args.seed}/{batch.position}/given")
+        answers = zip(batch.records, batch.documents, strict=False)  # of the documents, the first ones answer
+        others = [[text for text in record.positives if text != document] for record, document in answers]
+        rows = [row for row, texts in enumerate(others) if texts]
+        rows = sorted(rng.sample(rows, min(wanted, len(rows))))
+        words = self.conversation.text_ids([rng.choice(others[row]) for row in rows])
+        return {row: ids[: self.settings.given_length] for row, ids in zip(rows, words, strict=True)}
 
     @torch.no_grad()
     def _write(self, model: Any, batch: Batch, prompts: Sequence[Sequence[int]]) -> dict[int, list[int]]:

@@ -37,7 +37,8 @@ def train_thinker(args: SFTArguments, model_args: ModelConfig) -> Path:
     embedder = open_embedder(args, model_args)
     side = embedder.question_side
     assert side is not None
-    check_lengths(side, args.query_length, side.conversation.default_max_reasoning_tokens + 1)
+    longest = max(side.conversation.default_max_reasoning_tokens, args.given_length if args.given_reasoning else 0)
+    check_lengths(side, args.query_length, longest + 1)
     training, held_out = read_sources(args)
     records = [record for rows in training.values() for record in rows]
     settings = thinker_settings(args, model_args, records)
@@ -79,4 +80,6 @@ def thinker_loss(args: SFTArguments) -> ThinkerLoss:
         margin=args.margin,
         own_reasoning=args.own_reasoning,
         own_temperature=args.own_temperature,
+        given_reasoning=args.given_reasoning,
+        given_length=args.given_length,
     )

@@ -51,9 +51,11 @@ def deciding_settings(
         records: What it trains on, in order.
     """
     adapters = {name: value for name, value in dataclasses.asdict(model_args).items() if name != "model_name_or_path"}
+    # Settings that came later count only where they are used, so that earlier runs go on.
+    unused = {"given_reasoning", "given_length"} if not getattr(args, "given_reasoning", 0) else set()
     content = hashlib.sha256("\n".join(map(repr, records)).encode(errors="surrogatepass")).hexdigest()[:16]
     return {
-        **{name: value for name, value in args.to_dict().items() if name not in FREE},
+        **{name: value for name, value in args.to_dict().items() if name not in FREE | unused},
         **adapters,
         "base": fingerprint(base),
         "training_records": content,

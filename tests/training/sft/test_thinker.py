@@ -111,6 +111,60 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     assert_same_thinker(whole, run(tmp_path, **values | {"output_dir": str(out)}))
 
 
+def test_words_that_are_given_are_read_and_not_taught(
+    encoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Any, dict[int, list[int]]]] = []
+    plain = ThinkerTrainer._given_words
+
+    def noting(self: ThinkerTrainer, batch: Any) -> dict[int, list[int]]:
+        found = plain(self, batch)
+        assert found == plain(self, batch), "the same batch has the same words"
+        seen.append((batch, found))
+        return found
+
+    monkeypatch.setattr(ThinkerTrainer, "_given_words", noting)
+    # Half of the records have a second text that answers them.
+    more = tmp_path / "more"
+    more.mkdir()
+    for path in data.glob("*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for number, row in enumerate(rows):
+            row["positives"] += [f"{row['query']} is answered here as well"] * (number % 2)
+        (more / path.name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    values = thinker_settings(encoder, more, tmp_path / "given", max_steps=2, save_strategy="no")
+    given = run(tmp_path, **values, given_reasoning=0.5, given_length=5)
+    assert any(words for _, words in seen), "the test needs records with two positives"
+    for batch, words in seen:
+        assert len(words) <= len(batch.records) / 2
+        for row, ids in words.items():
+            talk = ReasoningEmbedder(str(given), device="cpu").conversation
+            others = [text for text in batch.records[row].positives if text != batch.documents[row]]
+            assert ids in [one[:5] for one in talk.text_ids(others)] and 0 < len(ids) <= 5
+    # By default there are none, and neither is anything else: settings and weights are those of earlier versions.
+    without = run(tmp_path, **values | {"output_dir": str(tmp_path / "without")})
+    settings = json.loads((tmp_path / "without" / "run.json").read_text(encoding="utf-8"))
+    assert not {"given_reasoning", "given_length"} & settings.keys()
+    with pytest.raises(AssertionError):
+        assert_same_thinker(given, without)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"given_reasoning": 1.5}, "given_reasoning must be from 0 to 1, got 1.5"),
+        ({"given_reasoning": 0.5, "given_length": 0}, "given_length must be at least 1, got 0"),
+        ({"given_reasoning": 0.5, "given_length": 500}, "positions"),
+        ({"given_reasoning": 0.5, "encoder": None, "model_name_or_path": "some"}, "beside an encoder"),
+    ],
+)
+def test_bad_shares_of_given_words_are_named(
+    changes: dict[str, Any], named: str, encoder: Path, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        run(tmp_path, **thinker_settings(encoder, data, tmp_path / "run", **changes))
+
+
 @pytest.mark.slow
 def test_killed_it_ends_with_the_same_weights(encoder: Path, data: Path, tmp_path: Path) -> None:
     values = thinker_settings(encoder, data, tmp_path / "whole", max_steps=7)
