@@ -20,10 +20,11 @@ from transformers import PreTrainedModel
 
 from searchr3_embed import encoder_identity
 from searchr3_embed.async_embedding import AsyncEmbedding
-from searchr3_embed.checkpoint import damage, load, locate, new_thinker, saving
+from searchr3_embed.checkpoint import damage, load, locate, model_card, new_thinker, saving
 from searchr3_embed.checkpoint import thinker as thinker_folder
 from searchr3_embed.conversation import Conversation, OnTruncate
 from searchr3_embed.engine.interpreter_exit import computing
+from searchr3_embed.files import write_text
 from searchr3_embed.given_reasoning import attach, given_in
 from searchr3_embed.inputs import REASONING_OPTIONS, as_texts, empty_result, take_inputs, with_reasoning_options
 from searchr3_embed.kinds import encoder_with_thinker, single_model
@@ -156,6 +157,8 @@ class ReasoningEmbedder(AsyncEmbedding, ReasonedEmbedding, SentenceTransformer):
         vars(embedder).update(vars(pipeline))
         embedder.encoder_name, embedder.question_side = name, side
         embedder._on_truncate = on_truncate
+        # The encoder's card describes another model.
+        vars(embedder)["_model_card_text"] = None
         if max_reasoning_tokens is not None:
             talk = embedder.conversation
             talk.default_max_reasoning_tokens = talk.check_budget(max_reasoning_tokens)
@@ -286,6 +289,14 @@ class ReasoningEmbedder(AsyncEmbedding, ReasonedEmbedding, SentenceTransformer):
         with saving.whole_encoder(path) as folder:
             super().save(str(folder), *args, **kwargs)
             thinker_folder.save_question_side(self.question_side, folder, encoder=self.encoder_name, probes=probes)
+
+    def _create_model_card(self, path: str, model_name: str | None = None, *args: Any, **kwargs: Any) -> None:
+        # A card that came with the weights is kept by the base class, which knows nothing to say of thinking.
+        super()._create_model_card(path, model_name, *args, **kwargs)
+        if not self._model_card_text:
+            encoder = self.encoder_name if self.question_side is not None else None
+            name = self.model_card_data.model_id or model_name
+            write_text(Path(path) / "README.md", model_card.render(name, encoder, self.get_embedding_dimension() or 0))
 
     def _inference(  # type: ignore[override] # the base class of the base class knows no keywords
         self,

@@ -7,10 +7,8 @@ clustering, classification ...) nothing is thought about, and the two rows agree
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +16,38 @@ import numpy as np
 
 from searchr3_embed.files import replacing_files
 from training.evaluate.cells import EvaluationError
+from training.evaluate.mteb_models import MtebEncoder
 
 
 def find_tasks(names: Sequence[str]) -> list[Any]:
     """The tasks of these names; nothing is downloaded yet.
 
+    Args:
+        names: Of tasks; ``NAME=FOLDER`` takes the task's data from a copy of its data set in a folder.
+
     Raises:
-        EvaluationError: mteb is not installed, or has no such task.
+        EvaluationError: mteb is not installed, or has no such task, or a folder is none.
     """
     if not names:
         return []
+    folders: dict[str, Path | None] = {}
+    for spec in names:
+        name, _, folder = spec.partition("=")
+        if folder and not Path(folder).is_dir():
+            raise EvaluationError(
+                f"--mteb {spec!r}: {folder} is not a folder; a copy of the task's data set goes there"
+            )
+        folders[name] = Path(folder).resolve() if folder else None
     try:
-        return list(_mteb().get_tasks(tasks=list(dict.fromkeys(names))))
+        tasks = list(_mteb().get_tasks(tasks=list(folders)))
     except KeyError as error:
         raise EvaluationError(f"--mteb: {error.args[0]}; mteb.get_tasks() lists all names") from error
+    for task in tasks:
+        if (path := folders.get(task.metadata.name)) is not None:
+            dataset = {**task.metadata.dataset, "path": str(path)}
+            # The class's own metadata is everybody's.
+            task.metadata = task.metadata.model_copy(update={"dataset": dataset})
+    return tasks
 
 
 def _mteb() -> Any:
@@ -77,34 +93,19 @@ def measure(
             name = task.metadata.name
             raise EvaluationError(f"the data of the mteb task {name} cannot be loaded: {error}") from error
     model = load()
-    with _queries_in_mode(model, mode, budget):
-        results = mteb.evaluate(
-            model,
-            task,
-            co2_tracker=False,
-            encode_kwargs={"batch_size": batch_size, "show_progress_bar": progress},
-            cache=None,  # it goes by model names, which local folders share
-            show_progress_bar=progress,
-        )
+    results = mteb.evaluate(
+        model if mode is None else MtebEncoder(model, reason=mode == "reason", max_reasoning_tokens=budget),
+        task,
+        co2_tracker=False,
+        encode_kwargs={"batch_size": batch_size, "show_progress_bar": progress},
+        cache=None,  # it goes by model names, which local folders share
+        show_progress_bar=progress,
+    )
     (result,) = results.task_results
     if stored:
         with replacing_files(stored.parent) as folder:
             result.to_disk(folder / stored.name)
     return float(result.get_score())
-
-
-@contextlib.contextmanager
-def _queries_in_mode(model: Any, mode: str | None, max_reasoning_tokens: int | None) -> Iterator[None]:
-    """Lets ``encode_query`` of one of our models reason or not; mteb calls it without our arguments."""
-    if mode is None:
-        yield
-        return
-    options = {"max_reasoning_tokens": max_reasoning_tokens} if mode == "reason" else {}
-    model.encode_query = functools.partial(model.encode_query, reason=mode == "reason", **options)
-    try:
-        yield
-    finally:
-        del model.encode_query
 
 
 def summarise(tasks: Sequence[Any], scores: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:

@@ -222,8 +222,9 @@ def arguments() -> argparse.ArgumentParser:
         "--mteb",
         nargs="+",
         default=[],
-        metavar="TASK",
-        help="tasks of the mteb package, for example SciFact NFCorpus; needs pip install mteb, and the network",
+        metavar="TASK[=FOLDER]",
+        help="tasks of the mteb package, for example BrightBiologyRetrieval SciFact; needs pip install mteb, and the "
+        "network unless FOLDER holds a copy of the task's data set",
     )
     parser.add_argument("--small", action="store_true", help="only queries_150.txt and docs_small.txt of each set")
     parser.add_argument("--split", default="test", help="judgements to use: test, dev, ... (default: test)")

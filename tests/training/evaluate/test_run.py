@@ -16,10 +16,12 @@ from tests import tiny_encoders
 from tests.training.toy_set import DOCUMENTS, QRELS, QUERIES, write_beir
 from training.data.beir import LOST_DOCUMENT, LOST_QUERY
 from training.data.lines import DataError
+from training.evaluate import mteb_tasks
 from training.evaluate import run as ev
 from training.evaluate.cells import Settings
 from training.evaluate.measuring import encode_queries
 from training.evaluate.metrics import NDCG
+from training.evaluate.mteb_models import MtebEncoder, register
 
 
 @pytest.fixture
@@ -250,6 +252,85 @@ def test_mteb_alone_and_resumed(
     assert ev.evaluate([model], [], mteb=["Toy"], out=out, resume=True)["mteb"] == first["mteb"]
     with pytest.raises(pytest.fail.Exception):  # other settings, other results
         ev.evaluate([model], [], mteb=["Toy"], out=out, resume=True, settings=Settings(max_reasoning_tokens=1))
+
+
+def write_bright(folder: Path) -> None:
+    """The toy set laid out as BRIGHT is: a data set with two configurations, each with a split per domain."""
+    gold: dict[str, list[str]] = {}
+    for query, document, grade in QRELS:
+        if grade > 0:
+            gold.setdefault(query, []).append(document)
+    unseen = next(name for name in DOCUMENTS if all(name not in names for names in gold.values()))
+    rows = {
+        "documents": [{"id": name, "content": f"{title} {text}"} for name, (title, text) in DOCUMENTS.items()],
+        "examples": [
+            {"id": query, "query": QUERIES[query], "gold_ids": names, "excluded_ids": [unseen]}
+            for query, names in gold.items()
+        ],
+    }
+    card = ["---", "configs:"]
+    for name, lines in rows.items():
+        (folder / name).mkdir(parents=True)
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / name / "biology.jsonl").write_text(text, encoding="utf-8")
+        card += [f"- config_name: {name}", "  data_files:", "  - split: biology", f"    path: {name}/biology.jsonl"]
+    (folder / "README.md").write_text("\n".join([*card, "---", ""]), encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_brights_own_task_on_a_copy_of_its_layout(
+    tmp_path: Path, mini_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command of benchmarks/README.md, on a small data set of the same type."""
+    mteb = pytest.importorskip("mteb")
+    write_bright(tmp_path / "bright")
+    spec = f"BrightBiologyRetrieval={tmp_path / 'bright'}"
+    command = ["--model", f"tiny={mini_checkpoint}", "--mteb", spec, "--out", str(tmp_path / "out"), "--quiet"]
+    assert ev.main(command) == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["mteb"]
+    assert found["tasks"] == {"BrightBiologyRetrieval": {"metric": "ndcg_at_10"}}
+    assert set(found["models"]) == {"tiny:direct", "tiny:reason"}
+    assert "BrightBiologyRetrieval (ndcg_at_10)" in capsys.readouterr().out
+    # The task itself is everybody's and still reads its own data.
+    assert mteb.get_task("BrightBiologyRetrieval").metadata.dataset["path"] == "mteb/BRIGHT"
+    with pytest.raises(ev.EvaluationError, match="is not a folder"):
+        ev.evaluate([f"tiny={mini_checkpoint}:direct"], [], mteb=["BrightBiologyRetrieval=/no/such"])
+
+    # The same model by its name, as mteb loads any other.
+    register("searchr3/tiny", mini_checkpoint, license="apache-2.0")
+    task = mteb_tasks.find_tasks([spec])[0]
+    result = mteb.evaluate(mteb.get_model("searchr3/tiny", device="cpu"), task, co2_tracker=False, cache=None)
+    expected = found["models"]["tiny:reason"]["mean"]
+    assert float(result.task_results[0].get_score()) == pytest.approx(expected, abs=1e-4)
+    assert mteb.get_model_meta("searchr3/tiny").license == "apache-2.0"
+
+
+@pytest.mark.parametrize("name", ["tiny", "a/b/c", "/tiny", "intfloat/e5-base-v2"])
+def test_names_that_mteb_cannot_take(name: str) -> None:
+    pytest.importorskip("mteb")
+    with pytest.raises(ev.EvaluationError, match=name):
+        register(name, "folder")
+
+
+def test_mteb_sides(mini_checkpoint: Path) -> None:
+    pytest.importorskip("mteb")
+    from mteb.types import PromptType
+
+    embedder = ReasoningEmbedder(mini_checkpoint, device="cpu")
+    batches = [{"text": ["a river"]}, {"text": ["interest rates", "glacier"]}]
+    texts = ["a river", "interest rates", "glacier"]
+    thinking, direct = MtebEncoder(embedder, max_reasoning_tokens=2), MtebEncoder(embedder, reason=False)
+    expected = embedder.encode_query(texts, max_reasoning_tokens=2)
+    np.testing.assert_allclose(
+        thinking.encode(batches, prompt_type=PromptType.query, hf_split="x"), expected, atol=1e-5
+    )
+    plain = embedder.encode_document(texts)
+    for one in (thinking, direct):
+        np.testing.assert_allclose(one.encode(batches, prompt_type=PromptType.document), plain, atol=1e-5)
+        np.testing.assert_allclose(one.encode(batches, batch_size=1), embedder.encode(texts), atol=1e-5)
+    found = direct.encode(batches, prompt_type=PromptType.query)
+    np.testing.assert_allclose(found, embedder.encode_query(texts, reason=False), atol=1e-5)
+    assert thinking.mteb_model_meta.embed_dim == embedder.get_embedding_dimension()
 
 
 def test_mteb_errors(mini_checkpoint: Path, mteb_task: Any, monkeypatch: pytest.MonkeyPatch) -> None:

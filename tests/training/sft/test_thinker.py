@@ -162,7 +162,8 @@ def test_bad_shares_of_given_words_are_named(
     changes: dict[str, Any], named: str, encoder: Path, data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=named):
-        run(tmp_path, **thinker_settings(encoder, data, tmp_path / "run", **changes))
+        values = thinker_settings(encoder, data, tmp_path / "run") | changes
+        run(tmp_path, **{name: value for name, value in values.items() if value is not None})
 
 
 @pytest.mark.slow
