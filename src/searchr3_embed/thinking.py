@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedModel
 
@@ -52,23 +52,16 @@ def think(
     budget = conversation.check_budget(max_reasoning_tokens)
     prompts = conversation.reasoning_ids(questions, budget)
     words = given_reasoning.token_ids(given, prompts, conversation)
-    reading = [row for row, one in enumerate(given) if one is not None and not continue_reasoning]
-    writing = [row for row, one in enumerate(given) if one is None or continue_reasoning]
-    options: dict[str, Any] = {
-        "embed_token_id": conversation.embed_token_id,
-        "batch_size": batch_size,
-        "progress": progress,
-    }
+    options: dict[str, Any] = {"embed_token_id": conversation.embed_token_id, "batch_size": batch_size}
+    options["progress"] = progress
     found: dict[int, decode.Generation] = {}
-    if reading:
+    if reading := [] if continue_reasoning else [row for row, one in enumerate(given) if one is not None]:
         read = decode.read_given(
             thinker, [prompts[row] for row in reading], [words[row] for row in reading], **options
         )
         for row, generation in zip(reading, read, strict=True):
-            one = given[row]
-            assert one is not None
-            found[row] = dataclasses.replace(generation, finished=not one.cut_off)
-    if writing:
+            found[row] = dataclasses.replace(generation, finished=not cast(Given, given[row]).cut_off)
+    if writing := [row for row in range(len(questions)) if row not in found]:
         # Words that are there go before words that might come.
         rooms = [conversation.position_limit - len(prompts[row]) - len(words[row]) - 1 for row in writing]
         written = decode.think(
