@@ -161,7 +161,7 @@ def _scores(data: BeirData, queries: Any, documents: Any, gone: Sequence[int]) -
     def rows() -> Any:
         for row, known in zip(dense_rows(queries, documents), gone, strict=True):
             row = row.copy()
-            row[known] = -np.inf
+            row[known] = row.min() - 1  # behind all others
             yield row
 
     return score(data, rank(data, rows()))

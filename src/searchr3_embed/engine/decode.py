@@ -77,7 +77,7 @@ def think(
         model: A causal language model, or another thinker.
         prompts: Token ids, one non-empty list per row.
         embed_token_id: The token that closes a row; its hidden state is the result.
-        max_new_tokens: Most tokens a row may write before the embed token is appended; one number, or one for each row.
+        max_new_tokens: Most tokens that a row writes before the embed token is appended; one number, or one for each.
         stop_token_ids: Tokens that end a turn without the embed token (end of turn, end of text); the embed token
             takes their place.
         batch_size: Number of rows computed at once.

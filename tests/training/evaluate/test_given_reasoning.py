@@ -71,7 +71,8 @@ def test_the_command_measures_what_is_left_to_find(
         GIVEN: embedder.encode_query(text, reasoning=words),
     }
     for row, vector in vectors.items():
-        place = 1 + int(np.sum(documents @ vector > documents[names.index("b")] @ vector))
+        scores = documents @ vector
+        place = 1 + int(np.sum(scores > scores[names.index("b")]))
         assert found["rows"][row][NDCG] == pytest.approx(1 / np.log2(place + 1), abs=1e-4)
         assert found["rows"][row][RECALL] == 1
 
