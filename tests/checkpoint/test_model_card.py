@@ -50,7 +50,7 @@ def test_both_kinds_arrive_whole(
     again = ReasoningEmbedder(hub.folder, device="cpu")
     np.testing.assert_allclose(again.encode_query(TEXTS), embedder.encode_query(TEXTS), atol=1e-5)
     stock = SentenceTransformer(str(hub.folder), device="cpu")
-    np.testing.assert_allclose(stock.encode(TEXTS), embedder.encode_document(TEXTS), atol=1e-5)
+    np.testing.assert_allclose(stock.encode_document(TEXTS), embedder.encode_document(TEXTS), atol=1e-5)
 
     card = (hub.folder / "README.md").read_text(encoding="utf-8")
     front = yaml.safe_load(card.split("---")[1])
