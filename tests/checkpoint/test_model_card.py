@@ -40,11 +40,12 @@ def test_both_kinds_arrive_whole(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = FakeHub(tmp_path / "hub")
-    monkeypatch.setattr("sentence_transformers.base.model.HfApi", hub)
-    monkeypatch.setattr("sentence_transformers.base.model.load_file_path", lambda *_, **__: None)
     embedder = ReasoningEmbedder(request.getfixturevalue(kind), device="cpu")
     vars(embedder)["_model_card_text"] = None
-    url = embedder.push_to_hub("someone/thinking-model", private=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("sentence_transformers.base.model.HfApi", hub)
+        patch.setattr("sentence_transformers.base.model.load_file_path", lambda *_, **__: None)  # no card there yet
+        url = embedder.push_to_hub("someone/thinking-model", private=True)
     assert url == "hub/someone/thinking-model" and hub.asked[0][0] == "someone/thinking-model"
 
     again = ReasoningEmbedder(hub.folder, device="cpu")
