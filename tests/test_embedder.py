@@ -358,7 +358,7 @@ def test_help_shows_the_arguments() -> None:
     for name in ("encode", "encode_query", "encode_document"):
         ours = inspect.signature(getattr(ReasoningEmbedder, name)).parameters
         stock = inspect.signature(getattr(SentenceTransformer, name)).parameters
-        assert set(ours) == set(stock) | {"reason", "max_reasoning_tokens"}
+        assert set(ours) == set(stock) | {"reason", "max_reasoning_tokens", "reasoning", "continue_reasoning"}
 
 
 @settings(max_examples=25, deadline=None)
