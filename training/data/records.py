@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from searchr3_embed.adapt.same_text import document_key, query_key
 from searchr3_embed.files import replacing
 from training.data.lines import DataError, check_text, parse_json, parse_lines, shown
-from training.data.overlap import document_key, query_key
 
 
 @dataclass(frozen=True)

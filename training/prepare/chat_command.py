@@ -12,8 +12,15 @@ from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from training.prepare.chat_client import CHARACTERS_PER_TOKEN, KEY_VARIABLES, Endpoint, LLMError, Messages, characters
-from training.prepare.chat_store import is_final, read_store, request_key
+from searchr3_embed.adapt.chat_client import (
+    CHARACTERS_PER_TOKEN,
+    KEY_VARIABLES,
+    Endpoint,
+    LLMError,
+    Messages,
+    characters,
+)
+from searchr3_embed.adapt.chat_store import is_final, read_store, request_key
 
 BUDGET_SPENT = 3  # exit status of a command that wrote what it has
 HELP = f"""\

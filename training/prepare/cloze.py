@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import random
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,14 +22,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from searchr3_embed.adapt.sentences import asks, sentences
 from training.data.lines import DataError
 from training.data.records import Record, write_records
-
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)]*\s+(?=[\"'“‘(]?[A-Z0-9])")
-# Fewer words say too little to ask with; of more, the embedder would cut some.
-_QUERY_WORDS = range(5, 41)
-# What is left of a passage without its question.
-_LEAST_REST = 10
 
 
 @dataclass(frozen=True)
@@ -61,11 +55,6 @@ class ClozeSettings:
             raise ValueError(f"kept must be between 0 and 1, got {self.kept}.")
         if self.most is not None and self.most < 1:
             raise ValueError(f"most must be at least 1, got {self.most}.")
-
-
-def sentences(paragraph: str) -> list[str]:
-    """A paragraph cut after full stops, question and exclamation marks that something like a new sentence follows."""
-    return [part for part in _SENTENCE_END.split(" ".join(paragraph.split())) if part]
 
 
 def passages(lines: Sequence[str], settings: ClozeSettings, rng: random.Random) -> Iterator[list[str]]:
@@ -107,7 +96,7 @@ def records(lines: Sequence[str], source: str, settings: ClozeSettings) -> tuple
     unasked = 0
     for passage in passages(lines, settings, rng):
         total = sum(len(sentence.split()) for sentence in passage)
-        asked = [i for i, sentence in enumerate(passage) if _asks(sentence, total)]
+        asked = [i for i, sentence in enumerate(passage) if asks(sentence, total)]
         if not asked:
             unasked += 1
             continue
@@ -117,12 +106,6 @@ def records(lines: Sequence[str], source: str, settings: ClozeSettings) -> tuple
     if settings.most is not None and len(found) > settings.most:
         found = [found[i] for i in sorted(rng.sample(range(len(found)), settings.most))]
     return found, unasked
-
-
-def _asks(sentence: str, total: int) -> bool:
-    words = len(sentence.split())
-    letters = sum(character.isalpha() or character.isspace() for character in sentence)
-    return words in _QUERY_WORDS and total - words >= _LEAST_REST and letters >= 0.8 * len(sentence)
 
 
 def read_lines(path: Path) -> list[str]:

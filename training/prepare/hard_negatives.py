@@ -35,9 +35,9 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 
+from searchr3_embed.adapt.same_text import document_key, query_key
 from searchr3_embed.files import write_json
 from training.data.lines import SKIP_BAD_HELP
-from training.data.overlap import document_key, query_key
 from training.data.reading import load, source_name
 from training.data.records import Record, write_records
 from training.evaluate.cells import Settings

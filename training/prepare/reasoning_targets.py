@@ -30,10 +30,11 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from tqdm import tqdm
 
+from searchr3_embed.adapt import chat_client as chat
+from searchr3_embed.adapt.synthesis import clean_reasoning
 from training.data.lines import BAD_LINE, SKIP_BAD_HELP
 from training.data.records import Record, read_records, write_records
 from training.evaluate.models import load_embedder
-from training.prepare import chat_client as chat
 from training.prepare import chat_command as command
 
 _WORD = r"(?u)\b[a-z][a-z]{2,}\b"
@@ -101,7 +102,7 @@ def llm_reasoning(
     Args:
         records: Queries; what else they hold is not sent.
         endpoint: Where and how to ask.
-        store: File of answers, see ``training.prepare.chat_client.ask``.
+        store: File of answers, see ``searchr3_embed.adapt.chat_client.ask``.
         system_prompt: What to write.
     """
     return chat.ask(conversations(records, system_prompt), clean_reasoning, endpoint, store).values
@@ -111,19 +112,6 @@ def conversations(records: Sequence[Record], system_prompt: str) -> list[chat.Me
     """The chat that asks for the reasoning of each record."""
     system = {"role": "system", "content": system_prompt}
     return [[system, {"role": "user", "content": record.query}] for record in records]
-
-
-def clean_reasoning(text: str) -> str:
-    """The lines of a model's answer without list marks and blank lines.
-
-    Raises:
-        ValueError: Nothing is left.
-    """
-    lines = (re.sub(r"^(?:[-*•#]+|\d+[.)])\s+", "", " ".join(line.split())) for line in text.splitlines())
-    reasoning = "\n".join(line for line in lines if re.search(r"\w", line))
-    if not reasoning:
-        raise ValueError("empty answer")
-    return reasoning
 
 
 def predictable_terms(

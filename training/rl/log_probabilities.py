@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from training.shared import branches
+from searchr3_embed.adapt import branches
 
 
 def fused_head_is_right(model: PreTrainedModel) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 from trl import GRPOTrainer
 
+from searchr3_embed.adapt.padding import chunks_by_length, pad
 from searchr3_embed.engine.batching import tokens_per_forward
 from searchr3_embed.engine.head import lm_head
 from training.data.beir import BeirData
@@ -21,7 +22,6 @@ from training.rl.log_probabilities import fused_head_is_right, log_probabilities
 from training.rl.rollouts import ENVIRONMENT_FOLDER, Rollouts, exact_rewards
 from training.shared import dev_scores, losses
 from training.shared.embedder_trainer import EmbedderTrainer, without_wrapper
-from training.shared.padding import chunks_by_length, pad
 from training.shared.teacher import Teach
 
 

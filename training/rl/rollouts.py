@@ -25,12 +25,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl.models.utils import unwrap_model_for_generation
 
+from searchr3_embed.adapt.same_text import document_key
 from searchr3_embed.conversation import Conversation
 from searchr3_embed.engine import decode, forward
 from searchr3_embed.engine.forward import Thinker
 from training.data.beir import BeirData
 from training.data.lines import DataError
-from training.data.overlap import document_key
 from training.data.records import Record
 from training.rl.config import RLArguments
 from training.rl.corpus.environment import Encode, Environment, EnvironmentSettings

@@ -21,12 +21,13 @@ from transformers import PreTrainedModel
 from trl import SFTTrainer
 from trl.models.utils import unwrap_model_for_generation
 
+from searchr3_embed.adapt import branches
 from searchr3_embed.engine import decode
 from searchr3_embed.engine.batching import tokens_per_forward
 from searchr3_embed.engine.head import lm_head
 from searchr3_embed.engine.one_pass import OnePassThinker
 from training.sft.batches import Batch
-from training.shared import branches, losses
+from training.shared import losses
 from training.shared.embedder_trainer import EmbedderTrainer, without_wrapper
 from training.shared.questions import DevSet, Questions, measure
 from training.shared.thinker_model import ProjectionRate

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from trl import SFTTrainer
 from trl.models.utils import unwrap_model_for_generation
 
+from searchr3_embed.adapt.padding import chunks_by_length, pad
 from searchr3_embed.conversation import Conversation
 from searchr3_embed.engine import decode
 from searchr3_embed.files import write_text
@@ -33,7 +34,6 @@ from training.data.beir import BeirData
 from training.sft.batches import Answers, Batch, Turn, View, lay_out
 from training.shared import losses
 from training.shared.embedder_trainer import EmbedderTrainer, without_wrapper
-from training.shared.padding import chunks_by_length, pad
 from training.shared.teacher import Teach
 
 

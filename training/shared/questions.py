@@ -17,13 +17,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from searchr3_embed import ReasoningEmbedder
+from searchr3_embed.adapt.same_text import document_key
+from searchr3_embed.adapt.trainable_thinker import projection_weight
 from searchr3_embed.conversation import Conversation
 from searchr3_embed.engine import decode
 from searchr3_embed.engine.one_pass import OnePassThinker
 from searchr3_embed.kinds import encoder_with_thinker
 from searchr3_embed.question_side import ENCODER, nothing_to_add, offsets
 from training.data.beir import BeirData
-from training.data.records import Record, document_key
+from training.data.records import Record
 from training.evaluate.metrics import NDCG, dense_rows, rank, score
 from training.shared.dev_scores import Judge
 from training.shared.vectors_on_disk import vectors_on_disk
@@ -47,7 +49,7 @@ class Questions:
         encoder: The encoder's network, if the thinker works on its pass; else None.
         documents: Vectors of all training documents, float32 of shape (documents, dimension).
         vectors: The encoder's vectors of the questions, by their text.
-        numbers: The number of each document, by :func:`training.data.records.document_key`.
+        numbers: The number of each document, by :func:`searchr3_embed.adapt.same_text.document_key`.
         positives: The numbers of the documents that answer each question, in any record of it, by its text.
         normalise: Whether the encoder's pipeline brings vectors to length 1.
     """
@@ -209,16 +211,6 @@ def moved_vectors(model: Any, base: Tensor, generations: Sequence[decode.Generat
         moved = F.normalize(moved, dim=-1)
     quiet = torch.tensor([nothing_to_add(generation) for generation in generations])
     return torch.where(quiet[:, None], base, moved)
-
-
-def projection_weight(model: Any) -> Tensor:
-    """P as it is now, whether PEFT has wrapped its module or not; shape (dimension, hidden size)."""
-    module = model.query_projection
-    copies = getattr(module, "modules_to_save", None)
-    if copies is not None:
-        (adapter,) = module.active_adapters
-        module = copies[adapter]
-    return module.weight.detach()
 
 
 def _ndcg(dev: DevSet, vectors: Tensor) -> float:

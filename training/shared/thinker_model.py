@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
-from torch import nn
 from trl import ModelConfig, get_peft_config
 
 from searchr3_embed import ReasoningEmbedder
+from searchr3_embed.adapt.trainable_thinker import choose_trained, is_fresh, trained_side, with_projection
 from searchr3_embed.checkpoint import THINKER_FOLDER, locate
 from searchr3_embed.checkpoint.thinker import has_thinker
 from searchr3_embed.files import write_text
-from searchr3_embed.models import one_pass_bert
 from searchr3_embed.question_side import ENCODER, QuestionSide
 from training.data.records import Record
 from training.evaluate.models import teacher_source
 from training.shared import starting_model
-from training.shared.questions import projection_weight
 from training.shared.resume import deciding_settings, fingerprint, writing
-
-# What low-rank differences are trained of in a thinker that shares an encoder's layers.
-SHARED_LAYERS = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
 
 # Settings that would do nothing here.
 _SINGLE_MODELS_ONLY = (
@@ -102,56 +95,15 @@ def prepare(embedder: ReasoningEmbedder, model_args: ModelConfig) -> tuple[Any, 
     """
     side = embedder.question_side
     assert side is not None
-    model: Any = side.model
-    dimension, hidden = side.projection.shape
-    model.query_projection = nn.Linear(hidden, dimension, bias=False).to(model.device)
-    with torch.no_grad():
-        model.query_projection.weight.copy_(side.projection)
+    model = with_projection(side)
     config: Any = get_peft_config(model_args)
     if side.base == ENCODER and config is None:
         raise ValueError(
             "A thinker that shares the encoder's layers is trained by low-rank differences: set use_peft and lora_r."
         )
     if config is not None:
-        saved = ["query_projection"]
-        if side.base == ENCODER:
-            config.target_modules = SHARED_LAYERS
-            saved.append("transform")
-        config.modules_to_save = saved
-        first = _encoder_vocabulary(side)
-        shared = range(first, len(side.tokenizer))
-        config.trainable_token_indices = [*shared] if side.base == ENCODER else [side.conversation.embed_token_id]
+        choose_trained(config, side)
     return model, config
-
-
-def _encoder_vocabulary(side: QuestionSide) -> int:
-    """Tokens that the encoder itself knows: a thinker that shares its layers has two more."""
-    return len(side.tokenizer) - 2
-
-
-def trained_side(model: Any, side: QuestionSide, dtype: torch.dtype) -> QuestionSide:
-    """The question side with the weights that a run has trained, adapters merged.
-
-    Args:
-        model: The trained model, in PEFT's wrapper or not.
-        side: As the run began.
-        dtype: Of the stored weights, but for P, which is float32.
-    """
-    projection = projection_weight(model.get_base_model() if isinstance(model, PeftModel) else model)
-    differences: Mapping[str, torch.Tensor] | None = None
-    if side.base == ENCODER:
-        found = one_pass_bert.differences(model, _encoder_vocabulary(side))
-        whole = one_pass_bert.combined(side.differences or {}, found)
-        differences = {name: value.to(dtype) for name, value in whole.items()}
-    merged: Any = model.merge_and_unload() if isinstance(model, PeftModel) else model
-    if hasattr(merged, "query_projection"):
-        del merged.query_projection
-    merged.config.use_cache = True
-    if side.base != ENCODER:
-        merged.to(dtype)
-    return dataclasses.replace(
-        side, model=merged.eval(), projection=projection.float().clone(), differences=differences
-    )
 
 
 def export_thinker(trainer: Any, embedder: ReasoningEmbedder, args: Any) -> Path:
@@ -167,11 +119,6 @@ def export_thinker(trainer: Any, embedder: ReasoningEmbedder, args: Any) -> Path
             embedder.save_pretrained(str(target), create_model_card=False)
             write_text(out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in trainer.state.log_history))
     return target
-
-
-def is_fresh(name: str) -> bool:
-    """Whether a weight starts from nothing: P, and the head that an encoder lacks."""
-    return "query_projection" in name or "predictions.transform" in name
 
 
 class ProjectionRate:

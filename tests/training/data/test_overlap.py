@@ -8,8 +8,9 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
+from searchr3_embed.adapt.same_text import close, first_of_kind, query_key, words
 from tests.training.data.rows import phrases
-from training.data.overlap import Guard, close, first_of_kind, query_key, words
+from training.data.overlap import Guard
 
 
 @given(st.lists(phrases, max_size=6), phrases)

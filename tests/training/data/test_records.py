@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from searchr3_embed.adapt.same_text import query_key
 from tests.training.data.rows import phrases
-from training.data.overlap import query_key
 from training.data.records import Record, clean, deduplicate, read_records, write_records
 
 

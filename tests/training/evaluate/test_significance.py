@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from training.evaluate.significance import paired_test
+from searchr3_embed.adapt.significance import paired_test
 
 
 def test_paired_test() -> None:

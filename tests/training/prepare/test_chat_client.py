@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
+from searchr3_embed.adapt import chat_client
+from searchr3_embed.adapt.chat_client import Endpoint, LLMError
 from tests.training.prepare.chat_server import ChatServer, Reply, chat_server
-from training.prepare import chat_client, chat_command
-from training.prepare.chat_client import Endpoint, LLMError
+from training.prepare import chat_command
 
 KEY = "sk-very-secret-0123456789"
 

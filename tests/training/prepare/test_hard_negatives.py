@@ -15,7 +15,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from searchr3_embed import ReasoningEmbedder
-from training.data.overlap import document_key, query_key
+from searchr3_embed.adapt.same_text import document_key, query_key
 from training.data.records import Record, read_records, write_records
 from training.prepare import hard_negatives
 from training.prepare.hard_negatives import MinerSettings, mine

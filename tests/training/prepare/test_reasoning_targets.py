@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from searchr3_embed.adapt import chat_client
 from tests.training.prepare.chat_server import Reply, chat_server
 from training.data.records import Record, read_records, write_records
-from training.prepare import chat_client
 from training.prepare import reasoning_targets as rs
 from training.prepare.chat_command import BUDGET_SPENT
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
+from searchr3_embed.adapt import chat_client
+from searchr3_embed.adapt.synthesis import Triple, first_object
 from tests.training.prepare.chat_server import Reply, chat_server
 from training.data.lines import BAD_LINE, DataError
 from training.data.overlap import Guard
 from training.data.records import Record, read_records
-from training.prepare import chat_client
 from training.prepare import synthesis as sy
 from training.prepare.chat_command import BUDGET_SPENT
-from training.prepare.synthesis import Triple
 
 PACKAGED = str(Path(__file__).parents[3] / "src" / "searchr3_embed" / "weights" / "searchr3-mini")
 GLACIER = "A glacier is a slow river of ice that carves valleys and carries stones to its end moraine."
@@ -259,10 +259,10 @@ def test_bad_input_is_one_line_and_nothing_is_asked(
     ],
 )
 def test_the_first_object_is_found_in_whatever_surrounds_it(text: str, value: dict[str, Any]) -> None:
-    assert sy.first_object(text) == value
+    assert first_object(text) == value
 
 
 @pytest.mark.parametrize("text", ["", "none", '{"a": ', '["a"]', '{"a":' * 100_000, "{" * 100_000])
 def test_no_object_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="no JSON object"):
-        sy.first_object(text)
+        first_object(text)

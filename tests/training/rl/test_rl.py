@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer
 
 from searchr3_embed import ReasoningEmbedder
+from searchr3_embed.adapt import branches
 from searchr3_embed.engine import forward, head
 from tests import tiny
 from tests.training.sft.test_sft import plain_qwen2
@@ -41,7 +42,7 @@ from training.rl.log_probabilities import fused_head_is_right
 from training.rl.policy_update import PolicyTrainer
 from training.rl.reward import RewardSettings, scaled_dcg
 from training.rl.rollouts import Task
-from training.shared import branches, losses
+from training.shared import losses
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")
 

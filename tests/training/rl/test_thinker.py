@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from trl import GRPOTrainer
 
 from searchr3_embed import ReasoningEmbedder
+from searchr3_embed.adapt import branches
 from searchr3_embed.question_side import offsets
 from tests import tiny, tiny_encoders
 from tests.training.short_runs import CONFIGS, kill_at, log_of, write, write_sources
@@ -23,7 +24,7 @@ from training.rl.config import parse
 from training.rl.policy_update import PolicyTrainer
 from training.rl.reward import scaled_dcg
 from training.rl.rollouts import Task
-from training.shared import branches, losses
+from training.shared import losses
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from searchr3_embed import ReasoningEmbedder
+from searchr3_embed.adapt import branches
 from tests import tiny_encoders
 from tests.training.short_runs import CONFIGS, kill_at, log_of, write, write_sources
 from tests.training.thinker_runs import Stop, assert_same_thinker, keep_vectors, thinker_settings, thinker_weights
@@ -21,7 +22,7 @@ from training.sft import thinker_train
 from training.sft import train as sft
 from training.sft.config import parse
 from training.sft.thinker_step import ThinkerTrainer
-from training.shared import branches, losses
+from training.shared import losses
 from training.shared.questions import Questions
 
 TEXTS = ["the bank raises interest rates", "a glacier is a slow river of ice", "def area(width): return width"]

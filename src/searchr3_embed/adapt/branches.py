@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from searchr3_embed.adapt.padding import chunks_by_length, pad
 from searchr3_embed.engine.encode import padding_mask
-from training.shared.padding import chunks_by_length, pad
 
 # Most tokens of a row in which answers share a prompt. Attention from one answer to another is computed before it is
 # masked, so long rows waste work.

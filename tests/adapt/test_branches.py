@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from searchr3_embed import ReasoningEmbedder
+from searchr3_embed.adapt import branches
 from searchr3_embed.engine import decode
 from searchr3_embed.engine.head import lm_head
 from searchr3_embed.engine.one_pass import OnePassThinker
 from tests import tiny_encoders
 from training.rl.log_probabilities import log_probabilities
-from training.shared import branches
 
 QUESTIONS = ["how do stones travel in ice", "csv", "which river flows through paris and where does it end"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from training.shared.padding import chunks_by_length, pad
+from searchr3_embed.adapt.padding import chunks_by_length, pad
 
 
 def test_padding_stands_to_the_right() -> None:

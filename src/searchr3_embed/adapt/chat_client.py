@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 import filelock
 from tqdm import tqdm
 
+from searchr3_embed.adapt.chat_store import is_final, mend, read_store, request_key
 from searchr3_embed.files import check_unicode, first_line, shorten
-from training.prepare.chat_store import is_final, mend, read_store, request_key
 
 if TYPE_CHECKING:
     import openai  # takes a second, and most commands ask nothing
