@@ -354,7 +354,7 @@ class ReasoningEmbedder(AsyncEmbedding, ReasonedEmbedding, SentenceTransformer):
         if self.question_side is None:
             return single_model.embed(self, self.conversation, texts, prompt, batch_size, progress)
         return encoder_with_thinker.embed(
-            self, texts, prompt, batch_size, progress, on_truncate=self.on_truncate, task=task
+            self.question_side.pipeline(self), texts, prompt, batch_size, progress, on_truncate=self.on_truncate, task=task
         )
 
     def probe(self) -> np.ndarray:
@@ -382,8 +382,7 @@ class ReasoningEmbedder(AsyncEmbedding, ReasonedEmbedding, SentenceTransformer):
         # What ``to``, ``half``, ``cuda`` and the like call. P stays in float32.
         super()._apply(fn, *args, **kwargs)
         if self.question_side is not None:
-            self.question_side.model._apply(fn)
-            self.question_side.projection = self.question_side.projection.to(self.question_side.model.device)
+            self.question_side.apply(fn)
         return self
 
     def train(self, mode: bool = True) -> Self:

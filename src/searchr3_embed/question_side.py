@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,9 @@ from searchr3_embed.engine import decode
 from searchr3_embed.engine.forward import Thinker
 from searchr3_embed.engine.one_pass import OnePassThinker
 from searchr3_embed.given_reasoning import Given
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 # What a thinker is made from if it shares the encoder's layers; else the name of a language model stands here.
 ENCODER = "encoder"
@@ -76,6 +80,15 @@ class QuestionSide:
         """Whether thinking changes any vector: not while P is zero."""
         # Asked at every call: the first row answers, but for a P of zeros.
         return bool(self.projection[0].any()) or bool(self.projection.any())
+
+    def pipeline(self, encoder: SentenceTransformer) -> SentenceTransformer:
+        """What embeds documents, and questions where nothing is thought: the encoder."""
+        return encoder
+
+    def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """What ``to``, ``half``, ``cuda`` and the like call; P stays in float32."""
+        self.model._apply(fn)
+        self.projection = self.projection.to(self.model.device)
 
     def engine_thinker(self, encoder: PreTrainedModel | None) -> PreTrainedModel | Thinker:
         """What the engine's loop takes; ``encoder`` is the transformer of the encoder beside it."""

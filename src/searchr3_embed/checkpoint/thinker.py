@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -30,11 +31,12 @@ from searchr3_embed.conversation import Conversation, OnTruncate
 from searchr3_embed.files import first_line, write_json
 from searchr3_embed.models import one_pass_bert
 from searchr3_embed.prompt_words import PROMPTS_FILE, Prompts
+from searchr3_embed.query_route import ROUTE, QueryRoute
 from searchr3_embed.question_side import ENCODER, Familiar, QuestionSide
 
 PROJECTION_FILE = "projection.safetensors"
 DIFFERENCES_FILE = "differences.safetensors"
-KIND = "encoder-with-thinker"
+KIND, ROUTES_KIND = "encoder-with-thinker", "encoder-with-query-route"
 FORMAT = 1
 _NEEDED_FILES = (PROMPTS_FILE, "tokenizer.json", "tokenizer_config.json")
 
@@ -45,7 +47,8 @@ class Settings:
 
     Attributes:
         encoder: Name of the encoder, for people and for indexes.
-        base: ``"encoder"`` for a thinker that shares its weights, else the name of its language model.
+        base: ``"encoder"`` for a thinker that shares its weights, :data:`ROUTE` for questions with a route of their
+            own, else the name of the thinker's language model.
         probes: The encoder's vectors of ``encoder_identity.PROBES``, as numbers.
     """
 
@@ -68,15 +71,16 @@ def read_settings(folder: Path, name: str | None = None) -> Settings:
     path = folder / SETTINGS_FILE
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields["kind"] != KIND or fields["format"] > FORMAT:
+        if fields["kind"] not in (KIND, ROUTES_KIND) or fields["format"] > FORMAT:
             raise CheckpointError(
                 f"{name or folder!r}: {SETTINGS_FILE} is of kind {fields['kind']!r}, format {fields['format']!r}; "
-                f"this version reads {KIND!r} up to format {FORMAT}. Install a newer searchr3-embed."
+                f"this version reads {KIND!r} and {ROUTES_KIND!r} up to format {FORMAT}. Install a newer searchr3-embed."
             )
         probes = np.array(fields["probes"], dtype=np.float32)
         if probes.ndim != 2 or not probes.size:
             raise ValueError(f"the probe vectors have the shape {probes.shape}")
-        return Settings(str(fields["encoder"]), str(fields["thinker"]), probes.tolist())
+        base = ROUTE if fields["kind"] == ROUTES_KIND else str(fields["thinker"])
+        return Settings(str(fields["encoder"]), base, probes.tolist())
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -141,6 +145,18 @@ def load_question_side(
     return QuestionSide(model, tokenizer, conversation, projection, settings.base, differences, familiar)
 
 
+def load_query_route(encoder: SentenceTransformer, name: str | None = None) -> QueryRoute:
+    """The question side of a checkpoint whose encoder has routes.
+
+    Raises:
+        CheckpointError: It has none.
+    """
+    try:
+        return QueryRoute(encoder)
+    except ValueError as error:
+        raise CheckpointError(f"{name!r}: {error} Download or copy the folder again.") from error
+
+
 def save_question_side(
     side: QuestionSide,
     folder: Path,
@@ -159,6 +175,16 @@ def save_question_side(
     Raises:
         OSError: The folder can't be written.
     """
+    settings: dict[str, Any] = {
+        "kind": ROUTES_KIND if side.base == ROUTE else KIND,
+        "format": FORMAT,
+        "encoder": encoder,
+        "thinker": side.base,
+        "probes": [[round(value, 6) for value in vector] for vector in probes],
+    }
+    write_json(folder / SETTINGS_FILE, settings, indent=None)
+    if side.base == ROUTE:  # the encoder's own files hold it
+        return
     inner = folder / THINKER_FOLDER
     inner.mkdir(exist_ok=True)
     side.conversation.prompts.save(inner)
@@ -173,14 +199,6 @@ def save_question_side(
         stored["familiar"] = side.familiar.centres.half().contiguous().cpu()
         stored["familiar_cosines"] = torch.tensor([side.familiar.foreign, side.familiar.known], dtype=torch.float64)
     save_file(stored, inner / PROJECTION_FILE)
-    settings = {
-        "kind": KIND,
-        "format": FORMAT,
-        "encoder": encoder,
-        "thinker": side.base,
-        "probes": [[round(value, 6) for value in vector] for vector in probes],
-    }
-    write_json(folder / SETTINGS_FILE, settings, indent=None)
 
 
 def _familiar(stored: Mapping[str, Tensor], dimension: int, name: str) -> Familiar | None:

@@ -24,6 +24,7 @@ from searchr3_embed.engine.interpreter_exit import computing
 from searchr3_embed.engine.one_pass import OnePassThinker
 from searchr3_embed.given_reasoning import given_in
 from searchr3_embed.kinds.behind_pooling import check_finite, finish
+from searchr3_embed.query_route import ROUTE, QueryRoute
 from searchr3_embed.question_side import ENCODER, QuestionSide, nothing_to_add
 
 logger = logging.getLogger(__name__)
@@ -56,15 +57,19 @@ def load(
     """
     settings = thinker_folder.read_settings(folder, name)
     check_weights(encoder, name, folder)
-    side = thinker_folder.load_question_side(
-        folder,
-        transformer(encoder),
-        encoder.get_embedding_dimension() or 0,
-        name=name,
-        on_truncate=on_truncate,
-        model_kwargs=model_kwargs,
+    side = (
+        thinker_folder.load_query_route(encoder, name)
+        if settings.base == ROUTE
+        else thinker_folder.load_question_side(
+            folder,
+            transformer(encoder),
+            encoder.get_embedding_dimension() or 0,
+            name=name,
+            on_truncate=on_truncate,
+            model_kwargs=model_kwargs,
+        )
     )
-    if not encoder_identity.same_space(probe(encoder), settings.probes):
+    if not encoder_identity.same_space(probe(side.pipeline(encoder)), settings.probes):
         logger.warning(
             "The encoder in %s is not the one that its thinker was made for (%s): its vectors of the probe texts "
             "differ. Questions are moved as they were for the other one.",
@@ -189,6 +194,11 @@ def think(
     Where the thinker works on the encoder's own pass, and both read the same tokens, that pass gives the encoder's
     vector too; else the encoder reads the question by itself.
     """
+    if isinstance(side, QueryRoute):
+        side.conversation.check_budget(max_reasoning_tokens)
+        route = {"on_truncate": on_truncate, "task": task}
+        moved = embed(side.questions, texts, prompt, batch_size, progress, **cast(Any, route))
+        return moved, [[] for _ in texts], side.silence(len(texts))
     pooling = _fast_pooling(encoder)
     read = token_ids(encoder, texts, prompt, task) if pooling is not None else None
     _report_cut(encoder, texts, prompt, on_truncate, read)
