@@ -354,7 +354,13 @@ class ReasoningEmbedder(AsyncEmbedding, ReasonedEmbedding, SentenceTransformer):
         if self.question_side is None:
             return single_model.embed(self, self.conversation, texts, prompt, batch_size, progress)
         return encoder_with_thinker.embed(
-            self.question_side.pipeline(self), texts, prompt, batch_size, progress, on_truncate=self.on_truncate, task=task
+            self.question_side.pipeline(self),
+            texts,
+            prompt,
+            batch_size,
+            progress,
+            on_truncate=self.on_truncate,
+            task=task,
         )
 
     def probe(self) -> np.ndarray:

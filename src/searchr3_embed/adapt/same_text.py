@@ -6,7 +6,7 @@ import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 # Two queries are close when they share at least this part of their words (Jaccard).
 CLOSE = 0.85
@@ -64,12 +64,19 @@ class QueryIndex:
         found = self._equal.get(query_key(query))
         if found is not None:
             return found, True
+        return next(((number, False) for number in self._close(query)), None)
+
+    def near(self, query: str) -> list[int]:
+        """The numbers of all added queries that equal or nearly equal this one; of equal ones, the last."""
+        equal = self._equal.get(query_key(query))
+        return sorted({*self._close(query), *([] if equal is None else [equal])})
+
+    def _close(self, query: str) -> Iterator[int]:
         mine = set(words(query))
         for word in self._rarest(mine):
             for number in self._by_word.get(word, ()):
                 if close(mine, self._words[number]):
-                    return number, False
-        return None
+                    yield number
 
     def _rarest(self, some: set[str]) -> list[str]:
         # At least ceil(CLOSE * n) of n words are shared, so one of any n - ceil(CLOSE * n) + 1 is.
