@@ -353,15 +353,8 @@ class ReasoningEmbedder(AsyncEmbedding, ReasonedEmbedding, SentenceTransformer):
         """The vectors without thinking, shape (texts, dimension)."""
         if self.question_side is None:
             return single_model.embed(self, self.conversation, texts, prompt, batch_size, progress)
-        return encoder_with_thinker.embed(
-            self.question_side.pipeline(self),
-            texts,
-            prompt,
-            batch_size,
-            progress,
-            on_truncate=self.on_truncate,
-            task=task,
-        )
+        encoder, options = self.question_side.pipeline(self), {"on_truncate": self.on_truncate, "task": task}
+        return encoder_with_thinker.embed(encoder, texts, prompt, batch_size, progress, **cast(Any, options))
 
     def probe(self) -> np.ndarray:
         """The encoder's vectors of the probe texts."""

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from searchr3_embed.adapt import grid, report
 from searchr3_embed.adapt.corpus import Documents, documents_of, vectors_of
 from searchr3_embed.adapt.general_questions import GENERAL_QUESTIONS
-from searchr3_embed.adapt.learner import LEARNERS, Learner
+from searchr3_embed.adapt.learner import Learner, Schedule
+from searchr3_embed.adapt.names import DEFAULT, LEARNERS
 from searchr3_embed.adapt.pairs import Pairs, pairs_of
 from searchr3_embed.adapt.report import Report
 from searchr3_embed.adapt.retrieval import Space, ndcg
@@ -48,15 +49,17 @@ class AdaptSettings:
         keep_anyway: Give the adapted embedder even if it is no better.
         seed: Of all that is drawn.
         batch_size: Documents embedded at once.
+        schedule: Rates, distances and steps; None takes those of what is trained.
     """
 
-    train: str = "question-encoder"
+    train: str = DEFAULT
     lora: int | None = None
     minutes: float = 15.0
     kept_share: float = 0.2
     keep_anyway: bool = False
     seed: int = 7
     batch_size: int = 32
+    schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
         if self.train not in LEARNERS:
@@ -162,6 +165,7 @@ class _Adapting:
     ) -> tuple[ReasoningEmbedder, Report]:
         """Trains, compares, reports."""
         learner = learner_of(self.embedder, self.training.questions, self.settings)
+        learner.schedule = self.settings.schedule or learner.schedule
         task = grid.Task(
             self.space, self.training, self.kept, self.base, float(self.to_beat.mean()), self.settings.seed
         )
@@ -204,6 +208,7 @@ class _Adapting:
             general_distance=round(float(moved.mean()), 5),
             general_furthest=(GENERAL_QUESTIONS[int(moved.argmax())], round(float(moved.max()), 5)),
             seconds=round(known.seconds, 1),
+            candidates=[str(candidate) for candidate in learner.schedule.candidates[: known.tried]],
             notes=self._notes(made),
         )
         return (learner.finished() if found.written else self.embedder), found
@@ -221,13 +226,13 @@ class _Adapting:
         notes = []
         if len(self.pairs) < report.FEW_PAIRS:
             notes.append(
-                f"note: {len(self.pairs)} questions are few; with less than {report.FEW_PAIRS} expect a gain of a point "
-                "of nDCG@10 or none, and a report that chance decides as much as the model"
+                f"note: {len(self.pairs)} questions are few; with less than {report.FEW_PAIRS} expect a gain of a "
+                "point of nDCG@10 or none, and a report that chance decides as much as the model"
             )
         if made == "from the text":
             notes.append(
-                "note: sentences of the corpus are weaker than questions that people ask: they are written in the words "
-                "of the documents, so little is learned of other words, and the kept ones flatter every model"
+                "note: sentences of the corpus are weaker than questions that people ask: they are written in the "
+                "words of the documents, so little is learned of other words, and the kept ones flatter every model"
             )
         return notes
 

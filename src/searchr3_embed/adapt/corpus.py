@@ -63,7 +63,7 @@ class Documents:
         return exact, near
 
     def row_of_text(self, text: str) -> int | None:
-        """The row of a text: but for white space, and else, where that is clear, but for signs; None if it is absent."""
+        """The row of a text, white space aside, and where that is clear signs aside; None if it is absent."""
         exact, near = self._by_text
         found = exact.get(document_key(text))
         return near.get(query_key(text)) if found is None else found

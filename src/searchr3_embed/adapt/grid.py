@@ -1,7 +1,7 @@
 """A small grid of rates and distances, time-boxed, with early stopping on questions that are kept apart.
 
-Its state is written at least twice a minute, so that a kill loses less than a minute; batches depend on nothing but the
-seed and the step, so a run that went on ends as one that was never stopped.
+Its state is written at least twice a minute, so that a kill loses less than a minute; batches depend on nothing but
+the seed and the step, so a run that went on ends as one that was never stopped.
 """
 
 from __future__ import annotations

@@ -12,8 +12,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from searchr3_embed.embedder import ReasoningEmbedder
 
-LEARNERS = ("thinker", "question-encoder", "projection")
-
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:

@@ -56,7 +56,7 @@ def synthesised(
     passages: int,
     seed: int,
 ) -> Pairs:
-    """A language model writes two questions for each of some documents; what the filter of synthesis refuses is left out.
+    """A language model writes two questions for each of some documents; what the filter refuses is left out.
 
     Args:
         documents: The corpus.

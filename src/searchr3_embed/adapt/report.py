@@ -52,6 +52,7 @@ class Report:
         general_distance: Mean 1 - cosine by which general questions moved from the encoder's vector.
         general_furthest: The one that moved most, and how far.
         seconds: Of training.
+        candidates: What was tried, by the numbers in ``evaluations``.
         notes: Sentences for people.
     """
 
@@ -76,6 +77,7 @@ class Report:
     general_distance: float
     general_furthest: tuple[str, float]
     seconds: float
+    candidates: Sequence[str] = ()
     notes: Sequence[str] = ()
 
     def as_json(self) -> dict[str, Any]:
@@ -124,13 +126,13 @@ def changes(kept: Pairs, before: np.ndarray, after: np.ndarray) -> tuple[list[Ch
     return gained[:CHANGED_SHOWN], lost[:CHANGED_SHOWN]
 
 
-def plot(report: Report, names: Sequence[str], path: Path) -> None:
+def plot(report: Report, path: Path) -> None:
     """Left: every look at the kept questions. Right: before and after, and what changed question by question."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.5, 4), layout="constrained", dpi=150)
     course, bars = figure.subplots(1, 2, width_ratios=[2, 1])
-    for number, name in enumerate(names):
+    for number, name in enumerate(report.candidates):
         rows = [row for row in report.evaluations if row["candidate"] == number]
         if rows:
             course.plot(
@@ -175,13 +177,17 @@ embedder = ReasoningEmbedder("this folder")
 question, documents = embedder.encode_query("a question"), embedder.encode_document(["a document"])
 ```
 
-| nDCG@10 of {report.kept_questions:,} questions that were kept apart | encoder | before | after |
-|---|---|---|---|
-| no document and no nearly equal question is shared with training | {report.encoder_ndcg:.4f} | {report.before:.4f} | {report.after:.4f} |
+| nDCG@10 of {report.kept_questions:,} questions that were kept apart | |
+|---|---|
+| encoder | {report.encoder_ndcg:.4f} |
+| before | {report.before:.4f} |
+| after | {report.after:.4f} |
+
+They share no document and no nearly equal question with those that were trained on.
 
 Paired randomisation test: p = {report.p_value:.4f}. The kept questions also chose when to stop ({report.chosen}), so
-the gain is a little flattered. General questions moved by {report.general_distance:.4f} (1 - cosine): outside of this corpus
-the model is that much another one. `report.json` holds everything, `adapt.png` the course of the training.
+the gain is a little flattered. General questions moved by {report.general_distance:.4f} (1 - cosine): outside of this
+corpus the model is that much another one. `report.json` holds everything, `adapt.png` the course of the training.
 
 Gained most:
 

@@ -43,20 +43,33 @@ def with_route(embedder: ReasoningEmbedder, questions: list[nn.Module]) -> Reaso
         embedder: It keeps its own; both share the encoder's modules.
         questions: The modules of the route.
     """
-    documents = list(base_pipeline(embedder).children())
-    router = Router.for_query_document(cast(Any, questions), cast(Any, documents))
+    made = with_routes(embedder, embedder.encoder_name, questions, list(base_pipeline(embedder).children()))
+    made._on_truncate = embedder.on_truncate
+    return made
+
+
+def with_routes(
+    like: SentenceTransformer, name: str, questions: list[nn.Module], documents: list[nn.Module]
+) -> ReasoningEmbedder:
+    """An encoder of two routes.
+
+    Args:
+        like: Gives prompts, similarity and device.
+        name: Of the encoder.
+        questions: The modules of the route of questions.
+        documents: Those of the route of documents.
+    """
     pipeline = SentenceTransformer(
-        modules=[router],
-        device=str(embedder.device),
-        prompts=dict(embedder.prompts),
-        default_prompt_name=embedder.default_prompt_name,
-        similarity_fn_name=embedder.similarity_fn_name,
-        truncate_dim=embedder.truncate_dim,
+        modules=[Router.for_query_document(cast(Any, questions), cast(Any, documents))],
+        device=str(like.device),
+        prompts=dict(like.prompts),
+        default_prompt_name=like.default_prompt_name,
+        similarity_fn_name=like.similarity_fn_name,
+        truncate_dim=like.truncate_dim,
     )
     made = ReasoningEmbedder.__new__(ReasoningEmbedder)
     vars(made).update(vars(pipeline))
-    made.encoder_name, made.question_side = embedder.encoder_name, QueryRoute(made)
-    made._on_truncate = embedder.on_truncate
+    made.encoder_name, made.question_side = name, QueryRoute(made)
     return made.eval()
 
 

@@ -1,4 +1,4 @@
-"""Keeps a part of the questions apart, so that nothing leaks: neither documents nor nearly equal questions are shared."""
+"""Keeps a part of the questions apart so that nothing leaks: no document, no nearly equal question is shared."""
 
 from __future__ import annotations
 

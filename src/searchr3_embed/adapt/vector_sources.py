@@ -19,8 +19,8 @@ from searchr3_embed.adapt.corpus import Documents
 from searchr3_embed.files import first_line
 
 FORMS = (
-    "FILE.npy (rows in the order of the documents), FILE.parquet, lancedb:FOLDER#TABLE, qdrant:FOLDER_OR_URL#COLLECTION "
-    "or pgvector:CONNECTION#TABLE"
+    "FILE.npy (rows in the order of the documents), FILE.parquet, lancedb:FOLDER#TABLE, "
+    "qdrant:FOLDER_OR_URL#COLLECTION or pgvector:CONNECTION#TABLE"
 )
 # Rows that a store is asked for at once.
 _ROWS_AT_ONCE = 4096

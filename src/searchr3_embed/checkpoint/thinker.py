@@ -74,7 +74,8 @@ def read_settings(folder: Path, name: str | None = None) -> Settings:
         if fields["kind"] not in (KIND, ROUTES_KIND) or fields["format"] > FORMAT:
             raise CheckpointError(
                 f"{name or folder!r}: {SETTINGS_FILE} is of kind {fields['kind']!r}, format {fields['format']!r}; "
-                f"this version reads {KIND!r} and {ROUTES_KIND!r} up to format {FORMAT}. Install a newer searchr3-embed."
+                f"this version reads {KIND!r} and {ROUTES_KIND!r} up to format {FORMAT}. Install a newer "
+                "searchr3-embed."
             )
         probes = np.array(fields["probes"], dtype=np.float32)
         if probes.ndim != 2 or not probes.size:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from searchr3_embed.cli import demo, encode, env, join, reason, save, search, serve
+from searchr3_embed.cli import adapt, demo, encode, env, join, reason, save, search, serve
 from searchr3_embed.cli.arguments import STDIN, Parser
 from searchr3_embed.cli.console import one_line, quiet_libraries, usable_streams
 
@@ -26,6 +26,7 @@ COMMANDS = {
     "save": save,
     "join": join,
     "serve": serve,
+    "adapt": adapt,
     "env": env,
     "demo": demo,
 }
@@ -41,6 +42,7 @@ examples:
   searchr3 save searchr3 ./searchr3                    a folder for SentenceTransformer('searchr3')
   searchr3 join BAAI/bge-small-en-v1.5 --out ./mine    an encoder of yours, and an untrained thinker
   searchr3 serve                                       OpenAI's /v1/embeddings on 127.0.0.1:8080
+  searchr3 adapt --documents docs --queries pairs.jsonl --out mine    train its question side
   searchr3 env                                         what a bug report needs
 
 Each command explains itself: searchr3 search --help"""
