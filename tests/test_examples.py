@@ -20,6 +20,7 @@ OUTPUT = {
     "keep_your_index.py": r"(?s)The index is valid.*deck\n  thought: .*before 0\.\d{3}  random\.shuffle +after 0",
     "hybrid_search.py": r"(?s)\d{2,} entries.*words: pick.*0\.03\d+  \(words +\d+, meaning +\d+\)  random\.choice",
     "agent_search.py": r"(?s)thought: The random module.*found: random\.choice.*answer: See the first passage",
+    "adapt_to_your_corpus.py": r"(?s)\d+ documents.*nDCG@10 of the kept.*\d+ vectors, 0 of them changed.*after ",
     "async_server_load.py": r"(?s)one by one .* p95 .* ms.*all at once .* p99 .* ms",
 }
 

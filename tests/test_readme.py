@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from searchr3_embed.adapt import grid
 from searchr3_embed.cli import main as cli
 from searchr3_embed.search import python_docs
+from tests.adapt import small_corpus
 from training.evaluate.models import teacher_source
 
 ROOT = Path(__file__).parents[1]
@@ -73,6 +75,11 @@ def test_cli_commands_run(command: str, tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "notes.txt").write_text("The Seine flows through Paris.\n")
     if "--for notes.npy" in command:
         np.save(tmp_path / "notes.npy", np.ones((1, 384), dtype=np.float32))
+    if command.startswith("searchr3 adapt"):  # training takes minutes; tests/cli/test_adapt.py trains small models
+        corpus, questions = small_corpus.write(tmp_path, small_corpus.pairs(20))
+        corpus.rename(tmp_path / "documents.jsonl")
+        questions.rename(tmp_path / "pairs.jsonl")
+        monkeypatch.setattr(grid, "search", lambda learner, task, minutes, *_: (grid.Search(""), learner.state()))
     (tmp_path / "questions.txt").write_text("how do rivers end?\nwhat is a delta?\n")
     # All of the standard library takes minutes to embed; its reader is tested elsewhere.
     some = python_docs.read_stdlib()[:40]

@@ -91,9 +91,8 @@ def test_documents_are_checked() -> None:
     st.integers(0, 3),
 )
 def test_nothing_leaks_between_the_parts(answers: list[set[int]], letters: list[str], seed: int) -> None:
-    questions = [
-        f"{letter} is what {letter} was {number % 7}" for number, letter in enumerate(letters[: len(answers)])
-    ]
+    chosen = enumerate(letters[: len(answers)])
+    questions = [f"{letter} is what {letter} was {number % 7}" for number, letter in chosen]
     pairs = Pairs(tuple(questions), tuple(tuple(sorted(some)) for some in answers), 0, {})
     assert sorted(number for group in components(pairs) for number in group) == list(range(len(pairs)))
     try:
