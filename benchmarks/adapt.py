@@ -4,7 +4,7 @@
 
 Five sets, each with its own training file: the frozen encoder, the three sizes of ``searchr3 adapt``, LlamaIndex's
 linear adapter on queries, and sentence-transformers' fine-tuning of all weights, after which all documents are
-embedded again (the upper end). Each cell is a file in ``OUT/adapt``; the same command goes on with those that are missing.
+embedded again (the upper end). Each cell is a file in ``OUT/adapt``; the same command goes on with those missing.
 The peers need packages of their own: llama-index-finetuning and llama-index-embeddings-adapter; a row whose package is
 missing says so.
 """

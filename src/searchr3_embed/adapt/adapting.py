@@ -20,7 +20,7 @@ from searchr3_embed.adapt import grid, report
 from searchr3_embed.adapt.corpus import Documents, documents_of, vectors_of
 from searchr3_embed.adapt.general_questions import GENERAL_QUESTIONS
 from searchr3_embed.adapt.learner import Learner, Schedule
-from searchr3_embed.adapt.names import DEFAULT, LEARNERS
+from searchr3_embed.adapt.names import DEFAULT, LEARNERS, check_installed
 from searchr3_embed.adapt.pairs import Pairs, pairs_of
 from searchr3_embed.adapt.report import Report
 from searchr3_embed.adapt.retrieval import Space, ndcg
@@ -105,8 +105,10 @@ def adapt(
     Raises:
         ValueError: The embedder is a single model, or there are too few pairs; the message says what is accepted.
         FloatingPointError: A loss is not a number.
+        ImportError: A package of the extra ``adapt`` is not installed.
     """
     settings = settings or AdaptSettings()
+    check_installed()
     if embedder.question_side is None:
         raise ValueError(
             "This model embeds questions and documents by the same weights, so training would change every document's "

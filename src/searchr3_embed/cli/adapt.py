@@ -111,6 +111,9 @@ def run(args: argparse.Namespace) -> None:
     """Read, train, report, write."""
     target = empty_target(args.out, args.force)
     _check(args)
+    from searchr3_embed.adapt.names import check_installed
+
+    check_installed("matplotlib", *(["openai"] if args.synthesise else []))
     from searchr3_embed.adapt import adapting, corpus, vector_sources
     from searchr3_embed.search.vector_cache import default_cache_folder
 
