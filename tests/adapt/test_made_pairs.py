@@ -14,8 +14,8 @@ from searchr3_embed.adapt.made_pairs import from_text, synthesised
 from tests.training.prepare.chat_server import Reply, chat_server
 
 TEXTS = {
-    "ice": "A glacier is a slow river of ice. It carves wide valleys and carries many stones on its way down to the sea.",
-    "money": "Interest rates rise when the bank fears inflation. Savings grow faster then, and loans cost more than before.",
+    "ice": "A glacier is a slow river of ice. It carves wide valleys and carries many stones down to the sea.",
+    "money": "Interest rates rise when the bank fears inflation. Savings grow faster then, and loans cost more.",
     "short": "Too short.",
 }
 DOCUMENTS = documents_of(TEXTS)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +107,27 @@ def test_bad_input(
     monkeypatch.chdir(tmp_path)
     assert words in command.fails("adapt", "--documents", "corpus.jsonl", "--out", "mine", *options)
     assert not Path("mine").exists() and not Path("mine.adapting").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on(encoder: Path, tmp_path: Path) -> None:
+    """A process that is killed while it trains, and the same command again."""
+    corpus, questions = small_corpus.write(tmp_path, small_corpus.pairs())
+    options = ["--documents", corpus, "--queries", questions, "--encoder", encoder, "--keep-anyway"]
+    out, state = tmp_path / "mine", tmp_path / "mine.adapting" / "adapt.state"
+    words = ["adapt", *options, "--out", out, "--cache-folder", tmp_path / "cache", "--train", "projection"]
+    script = (
+        "import sys; from searchr3_embed.adapt import grid; grid._SAVE_EVERY = 0.0\n"
+        "from searchr3_embed.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, *map(str, words)]
+    with subprocess.Popen([*command, "--minutes", "5"], stderr=subprocess.DEVNULL) as process:
+        until = time.monotonic() + 120
+        while not state.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        process.kill()
+    assert state.exists() and not out.exists()
+    again = subprocess.run([*command, "--minutes", "0.05"], capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert "begins anew" not in again.stderr
+    assert (out / "report.json").is_file() and not state.exists()
