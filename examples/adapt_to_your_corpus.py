@@ -16,7 +16,7 @@ MODULES = ("csv.", "random.", "shutil.", "textwrap.", "statistics.", "tempfile."
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--train", default="projection", choices=["projection", "question-encoder", "thinker"])
-    parser.add_argument("--minutes", type=float, default=0.2)
+    parser.add_argument("--minutes", type=float, default=0.05)
     args = parser.parse_args()
 
     # Documents are the signatures; what somebody would ask is what their first sentence says they do.
