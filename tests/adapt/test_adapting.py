@@ -20,7 +20,7 @@ from tests.adapt import small_corpus
 
 # Few weights, random ones: they learn at rates that would ruin a real encoder.
 SCHEDULES = {
-    "projection": Schedule((Candidate(1e-2, 0.1),), every=10, most_steps=40),
+    "projection": Schedule((Candidate(1e-3, 1.0),), every=10, most_steps=100),
     "question-encoder": Schedule((Candidate(3e-3, 0.1),), every=10, most_steps=40),
     "thinker": Schedule((Candidate(1e-2, 0.1),), every=10, most_steps=40),
 }

@@ -26,7 +26,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def learner_of(*args: object) -> object:
         learner = original(*args)  # type: ignore[arg-type]
-        learner.schedule = Schedule((Candidate(1e-2, 0.1),), every=10, most_steps=40)
+        learner.schedule = Schedule((Candidate(1e-3, 1.0),), every=10, most_steps=100)
         return learner
 
     monkeypatch.setattr(adapting, "learner_of", learner_of)

@@ -300,6 +300,5 @@ class _Run:
         self.best_state = stored["best"] or self.first_state
         self._losses = stored["losses"]
         self._optimiser_state = stored["optimiser"]
-        if self.known.step:
-            self.learner.load(stored["now"])
+        self.learner.load(stored["now"])
         logger.info("going on after %.0f s, candidate %d", self.known.seconds, self.known.candidate)
