@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchr3_embed.adapt.corpus import documents_of
@@ -85,6 +85,7 @@ def test_documents_are_checked() -> None:
         documents_of(3)
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     st.lists(st.sets(st.integers(0, 30), min_size=1, max_size=3), min_size=6, max_size=40),
     st.lists(st.sampled_from("abcdefgh"), min_size=40, max_size=40),
