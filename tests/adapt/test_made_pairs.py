@@ -15,7 +15,7 @@ from tests.training.prepare.chat_server import Reply, chat_server
 
 TEXTS = {
     "ice": "A glacier is a slow river of ice. It carves wide valleys and carries many stones down to the sea.",
-    "money": "Interest rates rise when the bank fears inflation. Savings grow then, but loans cost more than before.",
+    "money": "Interest rates rise when the bank fears inflation. Savings grow then, but all loans cost more than before.",
     "short": "Too short.",
 }
 DOCUMENTS = documents_of(TEXTS)
