@@ -143,7 +143,7 @@ class _Adapting:
         self.embedder, self.corpus, self.pairs, self.settings = embedder, corpus, pairs, settings
         self.training, self.kept = pairs.part(parts[0]), pairs.part(parts[1])
         base = [self._direct(part.questions) for part in (self.training, self.kept)]
-        self.space = Space.of(stored, base[0].numpy(), str(embedder.similarity_fn_name or "cosine"))
+        self.space = Space.of(stored, base[0].numpy(), str(embedder.similarity_fn_name))
         self.base = (base[0], base[1])
         before = np.asarray(embedder.encode_query(list(self.kept.questions), show_progress_bar=False))
         self.encoder_scores = ndcg(self.space, self.base[1].numpy(), self.kept)

@@ -62,7 +62,7 @@ def with_routes(
     pipeline = SentenceTransformer(
         modules=[Router.for_query_document(cast(Any, questions), cast(Any, documents))],
         device=str(like.device),
-        prompts=dict(like.prompts),
+        prompts=cast(Any, dict(like.prompts)),
         default_prompt_name=like.default_prompt_name,
         similarity_fn_name=like.similarity_fn_name,
         truncate_dim=like.truncate_dim,
@@ -124,7 +124,7 @@ class QuestionEncoder:
         features = self.pipeline.preprocess(cast(Any, list(texts)), prompt=self.prompt or None, task="query")
         device = self.pipeline.device
         features = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in features.items()}
-        return cast(Tensor, self.pipeline.forward(features, task="query")["sentence_embedding"]).float()
+        return self.pipeline.forward(features, task="query")["sentence_embedding"].float()
 
     def moved(self, rows: Sequence[int]) -> Tensor:
         """See :class:`searchr3_embed.adapt.learner.Learner`."""

@@ -87,6 +87,8 @@ def read_vectors(spec: str, columns: Columns | None = None) -> StoredVectors:
         OSError: A file can't be read.
     """
     columns = columns or Columns()
+    ids: list[Any] | None
+    vectors: Any
     kind, colon, place = spec.partition(":")
     if colon and kind in _STORES:
         where, hash_sign, table = place.rpartition("#")
