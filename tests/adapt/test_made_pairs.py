@@ -15,7 +15,7 @@ from tests.training.prepare.chat_server import Reply, chat_server
 
 TEXTS = {
     "ice": "A glacier is a slow river of ice. It carves wide valleys and carries many stones down to the sea.",
-    "money": "Interest rates rise when the bank fears inflation. Savings grow then, but all loans cost more than before.",
+    "money": "Rates rise when the bank fears inflation again. Savings grow then, but all loans cost more than before.",
     "short": "Too short.",
 }
 DOCUMENTS = documents_of(TEXTS)
@@ -35,7 +35,7 @@ def test_a_language_model_writes_what_the_filter_lets_through(encoder: Path, tmp
     embedder = ReasoningEmbedder.from_encoder(encoder, device="cpu")
 
     def write(text: str, seen: int) -> Reply:
-        if "Interest" in text:
+        if "inflation" in text:
             return Reply("I'd rather not.")
         triples = [
             {"query": TEXTS["ice"][:60], "hard_negatives": ["0 1 2 3 4 5 6 7 8 9 10 100"]},
