@@ -56,7 +56,7 @@ class Thinker:
         self.side = dataclasses.replace(side, model=copy.deepcopy(side.model).float())
         self.encoder = encoder_with_thinker.transformer(embedder) if side.base == ENCODER else None
         self.normalise = encoder_with_thinker.normalises(embedder)
-        self.familiar = fit(embedder, self.texts, _CENTRES, _FOREIGN, _KNOWN, seed)
+        self.familiar = fit(embedder, {"corpus": self.texts}, _CENTRES, _FOREIGN, _KNOWN, seed)
         self.base = self._base(self.texts)
         config = LoraConfig(r=lora or _RANK, lora_alpha=lora or _RANK, lora_dropout=0.0, task_type=TaskType.CAUSAL_LM)
         choose_trained(config, side)
