@@ -90,12 +90,23 @@ class QuestionSide:
         self.model._apply(fn)
         self.projection = self.projection.to(self.model.device)
 
-    def engine_thinker(self, encoder: PreTrainedModel | None) -> PreTrainedModel | Thinker:
-        """What the engine's loop takes; ``encoder`` is the transformer of the encoder beside it."""
+    def engine_thinker(
+        self, encoder: PreTrainedModel | None, finish: Callable[[Tensor], Tensor] | None = None
+    ) -> PreTrainedModel | Thinker:
+        """What the engine's loop takes.
+
+        Args:
+            encoder: The transformer of the encoder beside it.
+            finish: Makes the encoder's vectors of the means of its last states, where it pools so: then nothing is
+                written about questions that are foreign.
+        """
         if self.base != ENCODER:
             return self.model
         assert encoder is not None
-        return OnePassThinker(encoder, self.model)
+        gate = self.familiar
+        if gate is None or finish is None or not self.moves:
+            return OnePassThinker(encoder, self.model)
+        return OnePassThinker(encoder, self.model, lambda means: gate.shares(finish(means)) == 0)
 
     def think(
         self,

@@ -132,8 +132,7 @@ def predictable_terms(
         most_terms: Most terms a query gets.
         neighbours: Number of similar queries whose documents vote.
         least_support: Votes that a term needs; 0 takes the salient terms of the positives without a vote.
-        most_common: Largest share of the records whose documents may hold a term; a word in more of them tells
-            nothing. In small collections, fifty always may.
+        most_common: Largest share of the records whose documents may hold a term; fifty always may.
 
     Returns:
         Terms in lower case, the strongest first; a list per record, empty where nothing can be predicted.
@@ -152,8 +151,7 @@ def predictable_terms(
         weights = vectorizer.fit_transform(texts).tocsr()
     except ValueError:  # no word is in enough documents, or there are no documents
         return [[] for _ in records]
-    present = weights.copy()
-    present.data[:] = 1.0
+    present = (weights > 0).astype(np.float32)
     words = vectorizer.get_feature_names_out()
     if not least_support:
         near: Iterable[np.ndarray] = repeat(np.empty(0, dtype=int), len(records))
@@ -266,8 +264,7 @@ def arguments() -> argparse.ArgumentParser:
         type=float,
         default=0.1,
         metavar="SHARE",
-        help="largest share of the records whose documents may hold a term; lower it for words that say more about "
-        "the topic (default: 0.1)",
+        help="largest share of records whose documents may hold a term; less for rarer words (default: 0.1)",
     )
     language.add_argument(
         "--system-prompt", type=Path, metavar="FILE", help="another prompt than ours (see --dry-run)"

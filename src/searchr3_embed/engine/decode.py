@@ -108,15 +108,7 @@ def think(
     slots = thinker.open_slots(prompts, min(batch_size, len(prompts)), most + 2)
     batch = Batch(slots, RowEnd(embed_token_id, stops, most), log_probabilities)
     loop = _Loop(thinker, prompts, words, budgets, batch, chooser, distinct, progress, on_token)
-    waiting = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]) - len(words[row]))
-    while waiting or batch.count:
-        stopping_place()
-        free = slots.rows - batch.count
-        if waiting and (batch.count == 0 or free >= _ADMIT_SHARE * slots.rows):
-            loop.admit(waiting[:free])
-            waiting = waiting[free:]
-        if batch.count:
-            loop.step()
+    loop.run(sorted(range(len(prompts)), key=lambda row: -len(prompts[row]) - len(words[row])))
     slots.close()
     return [loop.results[row] for row in range(len(prompts))]
 
@@ -182,6 +174,18 @@ class _Loop:
     on_token: Callable[[int, int], object] | None
     results: dict[int, Generation] = dataclasses.field(default_factory=dict)
 
+    def run(self, waiting: Sequence[int]) -> None:
+        """Lets rows enter as slots become free, until all have ended."""
+        batch, slots = self.batch, self.batch.slots
+        while waiting or batch.count:
+            stopping_place()
+            free = slots.rows - batch.count
+            if waiting and (batch.count == 0 or free >= _ADMIT_SHARE * slots.rows):
+                self.admit(waiting[:free])
+                waiting = waiting[free:]
+            if batch.count:
+                self.step()
+
     def admit(self, entering: Sequence[int]) -> None:
         """Reads the prompts of rows that enter, and chooses their first tokens.
 
@@ -232,9 +236,26 @@ class _Loop:
             target = torch.arange(first + len(prompts), self.batch.count, device=states.device)
             self.batch.slots.move(first + source, target)
             states = torch.cat([states, states[source]])
+        kept = self._leave_alone(rows, first)
+        if kept is not None:
+            if self.batch.count == first:
+                return
+            states = states[kept[first:] - first]
         self._choose(states[:, 0], first)
         if ahead:
             self._leave(states[:, 1], first)
+
+    def _leave_alone(self, rows: Sequence[int], first: int) -> Tensor | None:
+        """Removes the rows that the thinker left alone when it read them; see :meth:`_leave`."""
+        alone = self.thinker.left_alone
+        left = [n for n, row in enumerate(rows) if not self.given[row] and tuple(self.prompts[row]) in alone]
+        if not left:
+            return None
+        for number in left:
+            self.results[rows[number]] = Generation([], True, torch.zeros(self.thinker.hidden_size))
+        if self.progress is not None:
+            self.progress(len(left))
+        return self.batch.drop([first + number for number in left])
 
     def _choose(self, states: Tensor, first: int) -> None:
         """Chooses the next token of each row from slot ``first`` on, given their hidden states."""

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -38,6 +38,14 @@ class Thinker(Protocol):
     @property
     def device(self) -> torch.device:
         """Where it computes."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Numbers of a state."""
+
+    @property
+    def left_alone(self) -> Set[tuple[int, ...]]:
+        """Of the prompts that were read, those for which nothing is to be written: their states are zeros."""
 
     def open_slots(self, prompts: Sequence[Sequence[int]], rows: int, further: int) -> Slots:
         """Slots for ``rows`` rows at a time, with places for each prompt and ``further`` tokens behind it.
@@ -82,6 +90,7 @@ class CausalThinker:
         self.model = model
         # Whether the fast pass computes what the model's own would.
         self.lean = bert_forward.fits(model)
+        self.left_alone: set[tuple[int, ...]] = set()
 
     @property
     def head(self) -> Callable[[Tensor], Tensor]:
@@ -92,6 +101,11 @@ class CausalThinker:
     def device(self) -> torch.device:
         """See :class:`Thinker`."""
         return self.model.device
+
+    @property
+    def hidden_size(self) -> int:
+        """See :class:`Thinker`."""
+        return int(self.model.config.hidden_size)
 
     def open_slots(self, prompts: Sequence[Sequence[int]], rows: int, further: int) -> Slots:
         """See :class:`Thinker`."""

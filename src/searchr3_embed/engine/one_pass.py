@@ -9,7 +9,7 @@ The keys of a question depend on all of it, so questions share no beginning, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,14 +30,21 @@ class OnePassThinker(CausalThinker):
     Args:
         encoder: A BERT that reads in both directions.
         model: A causal language model with the encoder's layout, whose attention takes masks of four dimensions.
+        foreign: Says for means of the encoder's last states, shape (rows, hidden size), about which rows nothing is to
+            be written, bool of shape (rows,).
 
     Attributes:
         pooled: The mean of the encoder's last states, float32 of shape (hidden size,), by the tokens that it read.
     """
 
-    def __init__(self, encoder: PreTrainedModel, model: PreTrainedModel) -> None:
+    def __init__(
+        self,
+        encoder: PreTrainedModel,
+        model: PreTrainedModel,
+        foreign: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__(model)
-        self.encoder = encoder
+        self.encoder, self.foreign = encoder, foreign
         self.lean_encoder = bert_forward.fits_encoder(encoder)
         self.pooled: dict[tuple[int, ...], Tensor] = {}
 
@@ -68,6 +75,11 @@ class OnePassThinker(CausalThinker):
         )
         means = (states.float() * real[:, :, None]).sum(dim=1) / lengths[:, None]
         self.pooled.update(zip((tuple(prompt[:-1]) for prompt in prompts), means, strict=True))
+        if self.foreign is not None:
+            alone = self.foreign(means)
+            self.left_alone.update(tuple(prompts[row]) for row in alone.nonzero().flatten().tolist())
+            if given is None and alone.all():
+                return states.new_zeros(len(prompts), 1 + len(ahead), self.hidden_size)
         behind = [[prompt[-1], *ahead] for prompt in prompts]
         if given is not None:
             behind = [[prompt[-1], *ids, *ahead] for prompt, ids in zip(prompts, given, strict=True)]

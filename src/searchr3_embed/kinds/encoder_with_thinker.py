@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -202,7 +203,8 @@ def think(
     pooling = _fast_pooling(encoder)
     read = token_ids(encoder, texts, prompt, task) if pooling is not None else None
     _report_cut(encoder, texts, prompt, on_truncate, read)
-    engine_thinker = side.engine_thinker(transformer(encoder))
+    vectors_of = functools.partial(finish, encoder) if pooling == "mean" else None
+    engine_thinker = side.engine_thinker(transformer(encoder), vectors_of)
     with fastest_products():
         prompts, generations = side.think(
             engine_thinker,

@@ -353,4 +353,4 @@ def test_the_config_of_the_packaged_model_trains_one_of_its_kind(encoder: Path, 
     measured = [row for row in log_of(tmp_path / "run") if "eval_ndcg@10_reasoning" in row]
     names = {"eval_ndcg@10_direct", "eval_ndcg@10_budget_0", "eval_distance", "eval_nothing_to_add_share"}
     assert len(measured) == 2 and names <= set(measured[0])
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["stay_weight"] == 20
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["stay_weight"] == 3
