@@ -52,17 +52,15 @@ def think(
     budget = conversation.check_budget(max_reasoning_tokens)
     prompts = conversation.reasoning_ids(questions, budget)
     words = given_reasoning.token_ids(given, prompts, conversation)
-    options: dict[str, Any] = {"embed_token_id": conversation.embed_token_id, "batch_size": batch_size}
-    options["progress"] = progress
+    ends = conversation.embed_token_id
+    options: dict[str, Any] = {"embed_token_id": ends, "batch_size": batch_size, "progress": progress}
     found: dict[int, decode.Generation] = {}
     if reading := [] if continue_reasoning else [row for row, one in enumerate(given) if one is not None]:
-        read = decode.read_given(
-            thinker, [prompts[row] for row in reading], [words[row] for row in reading], **options
-        )
+        turns = [prompts[row] for row in reading]
+        read = decode.read_given(thinker, turns, [words[row] for row in reading], **options)
         for row, generation in zip(reading, read, strict=True):
             found[row] = dataclasses.replace(generation, finished=not cast(Given, given[row]).cut_off)
     if writing := [row for row in range(len(questions)) if row not in found]:
-        # Words that are there go before words that might come.
         rooms = [conversation.position_limit - len(prompts[row]) - len(words[row]) - 1 for row in writing]
         written = decode.think(
             thinker,

@@ -103,25 +103,15 @@ def test_past_the_deadline_there_is_the_encoders_vector(
     np.testing.assert_allclose(vectors(reply), embedder.encode_query(TEXTS, reason=not late), atol=1e-6)
 
 
-def test_words_that_are_there_already(
-    client: TestClient, client_of: Callable[..., TestClient], embedder: ReasoningEmbedder, monkeypatch: Any
-) -> None:
-    if "reasoning" not in post(client, input_type="query", reasoning=["a"] * len(TEXTS)).text:
-        pytest.skip("this embedder takes them")
-
-    def encode_query(texts: list[str], reasoning: list[str] | None = None, **options: Any) -> np.ndarray:
-        return np.array([[len(text), len(words)] for text, words in zip(texts, reasoning or texts, strict=True)])
-
-    with monkeypatch.context() as patched:
-        server = client_of()
-        patched.setattr(embedder, "encode_query", encode_query)
-        found = vectors(post(server, input=["why?", "ice"], input_type="query", reasoning=["a river", "b"]))
-        assert found.tolist() == [[4, 7], [3, 1]]
-        for body, problem in [
-            ({"reasoning": ["one"], "input_type": "query"}, "one text for each"),
-            ({"reasoning": "one"}, "input_type to 'query'"),
-        ]:
-            assert problem in post(server, input=["why?", "ice"], **body).json()["error"]["message"]
+def test_words_that_are_there_already(client: TestClient, embedder: ReasoningEmbedder) -> None:
+    questions, words = ["why?", "ice"], ["a river", "b"]
+    reply = post(client, input=questions, input_type="query", reasoning=words)
+    np.testing.assert_allclose(vectors(reply), embedder.encode_query(questions, reasoning=words), atol=1e-6)
+    for body, problem in [
+        ({"reasoning": ["one"], "input_type": "query"}, "one text for each"),
+        ({"reasoning": "one"}, "input_type to 'query'"),
+    ]:
+        assert problem in post(client, input=questions, **body).json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

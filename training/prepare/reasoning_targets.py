@@ -259,13 +259,8 @@ def arguments() -> argparse.ArgumentParser:
     terms.add_argument("--most-terms", type=int, default=5, help="most terms a query gets (default: 5)")
     terms.add_argument("--neighbours", type=int, default=16, help="similar queries whose documents vote (default: 16)")
     terms.add_argument("--least-support", type=int, default=2, help="votes a term needs, 0: no vote (default: 2)")
-    terms.add_argument(
-        "--most-common",
-        type=float,
-        default=0.1,
-        metavar="SHARE",
-        help="largest share of records whose documents may hold a term; less for rarer words (default: 0.1)",
-    )
+    common = "largest share of records whose documents may hold a term; less for rarer words (default: 0.1)"
+    terms.add_argument("--most-common", type=float, default=0.1, metavar="SHARE", help=common)
     language.add_argument(
         "--system-prompt", type=Path, metavar="FILE", help="another prompt than ours (see --dry-run)"
     )

@@ -10,7 +10,6 @@ from starlette.responses import Response
 
 from searchr3_embed.server import replies
 from searchr3_embed.server.errors import ApiError
-from searchr3_embed.server.model import takes_reasoning
 from searchr3_embed.server.queues import Call, Kind, Wish
 from searchr3_embed.server.recording import record_of
 from searchr3_embed.server.schemas import EmbeddingsRequest
@@ -91,9 +90,7 @@ def _words(state: State, given: str | list[str] | None, wish: Wish, texts: int) 
         return None
     words = replies.check(state, [given] if isinstance(given, str) else given)
     problem = None
-    if not takes_reasoning(state.embedder):
-        problem = "reasoning can't be given to this model; leave it out, and the model writes its own."
-    elif wish.kind != "query" or not wish.reason:
+    if wish.kind != "query" or not wish.reason:
         problem = "reasoning is for questions that think: set input_type to 'query', and not reason to false."
     elif len(words) != texts:
         problem = f"reasoning must hold one text for each of the {texts} in input, got {len(words)}."

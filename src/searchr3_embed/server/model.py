@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -39,11 +38,6 @@ def warm_up(embedder: ReasoningEmbedder) -> None:
     embedder.encode_query(_WARM_UP, show_progress_bar=False)
 
 
-def takes_reasoning(embedder: ReasoningEmbedder) -> bool:
-    """Whether words that are there already can take the place of written ones."""
-    return "reasoning" in inspect.signature(embedder.encode_query).parameters
-
-
 def compute(
     embedder: ReasoningEmbedder, wish: Wish, texts: list[str], words: list[str] | None, on_token: OnToken | None
 ) -> Sequence[Embedded]:
@@ -65,13 +59,16 @@ def compute(
             max_reasoning_tokens=wish.budget,
         )
         return [Embedded(vector) for vector in rows]
-    if wish.given:
-        rows = embedder.encode_query(texts, batch_size=len(texts), show_progress_bar=False, reasoning=words)
-        return [Embedded(vector) for vector in rows]
     if not wish.reason:
         rows = embedder.encode_query(texts, batch_size=len(texts), show_progress_bar=False, reason=False)
         return [Embedded(vector) for vector in rows]
-    traces = embedder.reason(texts, batch_size=len(texts), max_reasoning_tokens=wish.budget, on_token=on_token)
+    traces = embedder.reason(
+        texts,
+        reasoning=words if wish.given else None,
+        batch_size=len(texts),
+        max_reasoning_tokens=wish.budget,
+        on_token=on_token,
+    )
     return [Embedded(trace.embedding[: embedder.truncate_dim], trace) for trace in traces]
 
 
