@@ -13,8 +13,12 @@ os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import joined, tiny, tiny_encoders
+
+settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ def test_a_copy_reads_control_tokens_as_text_too(embedder: ReasoningEmbedder) ->
         assert other.text_ids([conversation.embed_token]) != [[conversation.embed_token_id]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_stands_between_the_same_template_tokens(qwen2: Conversation, text: str) -> None:
     prefix, suffix = qwen2.direct_affixes

@@ -361,7 +361,7 @@ def test_help_shows_the_arguments() -> None:
         assert set(ours) == set(stock) | {"reason", "max_reasoning_tokens", "reasoning", "continue_reasoning"}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=60), max_size=9), data=st.data())
 def test_any_texts_in_any_order(mini: ReasoningEmbedder, texts: list[str], data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(len(texts))))

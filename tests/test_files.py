@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +24,6 @@ from searchr3_embed.files import (
     raw_lines,
     read_text,
     replacing,
-    replacing_files,
     shorten,
     write_json,
     write_text,
@@ -73,12 +71,10 @@ def test_permissions(tmp_path: Path) -> None:
         write_text(tmp_path / "private", "", private=True)
         (tmp_path / "kept").touch(0o600)
         write_text(tmp_path / "kept", "now")
-        with replacing_files(tmp_path) as scratch:
-            (scratch / "library").touch(0o600)
     finally:
         os.umask(before)
     modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()}
-    assert modes == {"new": "0o640", "private": "0o600", "kept": "0o600", "library": "0o640"}
+    assert modes == {"new": "0o640", "private": "0o600", "kept": "0o600"}
 
 
 @posix
@@ -95,7 +91,8 @@ def test_a_full_disk_is_named_and_spoils_nothing(tmp_path: Path) -> None:
     code = """
 import os, resource, sys
 import numpy as np
-from searchr3_embed.files import replacing, replacing_files
+from searchr3_embed.files import replacing
+from searchr3_embed.folders import replacing_files
 os.chdir(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
 def full_npy():
@@ -124,66 +121,36 @@ def test_a_folder_that_can_not_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError) as raised, replacing(tmp_path / "file" / "below"):
         pass
     assert raised.value.filename == str(tmp_path / "file" / "below")
-    with pytest.raises(OSError) as raised, replacing_files(tmp_path / "file" / "below"):
-        pass
-    assert raised.value.filename == str(tmp_path / "file" / "below")
 
 
 @posix
-@pytest.mark.parametrize("what", ["replacing('out/file')", "replacing_files('out')"])
-def test_what_a_killed_process_leaves_is_removed_by_the_next(tmp_path: Path, what: str) -> None:
-    code = f"""
+def test_what_a_killed_process_leaves_is_removed_by_the_next(tmp_path: Path) -> None:
+    code = """
 import os, sys, time
 from searchr3_embed.files import *
-os.chdir(sys.argv[1])
-with {what} as half:
+with replacing(sys.argv[1]) as half:
     print(flush=True)
     time.sleep(60)
 """
-    out = tmp_path / "out"
-    writer = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
+    target = tmp_path / ("name" * 63)
+    writer = subprocess.Popen([sys.executable, "-c", code, target], stdout=subprocess.PIPE)
     assert writer.stdout is not None
     writer.stdout.readline()
-
-    def next_writer() -> None:
-        with replacing(out / "file"):
-            pass
-        with replacing_files(out) as scratch:
-            (scratch / "other").touch()
-
     try:
-        next_writer()
-        assert len(names(out)) == 3, "what is being written stays"
+        write_text(target, "new")
+        assert len(names(tmp_path)) == 2, "what is being written stays"
     finally:
         writer.send_signal(signal.SIGKILL)
         writer.wait()
         writer.stdout.close()
-    next_writer()
-    assert names(out) == ["file", "other"]
+    write_text(target, "newer")
+    assert names(tmp_path) == [target.name]
 
 
-def test_files_take_their_places_together(tmp_path: Path) -> None:
-    (tmp_path / "other").write_text("stays")
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "a").write_text("old")
-    with pytest.raises(RuntimeError), replacing_files(tmp_path) as scratch:
-        (scratch / "b").write_text("half")
-        raise RuntimeError
-    assert names(tmp_path) == ["other", "sub"]
-    with replacing_files(tmp_path) as scratch:
-        (scratch / "sub").mkdir()
-        (scratch / "sub" / "a").write_text("new")
-        (scratch / "b").write_text("new")
-    assert names(tmp_path) == ["b", "other", "sub"]
-    assert (tmp_path / "sub" / "a").read_text() == "new"
-    with pytest.raises(RuntimeError), replacing_files(tmp_path / "not yet there"):
-        raise RuntimeError
-    assert not (tmp_path / "not yet there").exists()
-
-
-def test_names_as_long_as_they_may_be(tmp_path: Path) -> None:
-    write_text(tmp_path / ("n" * 255), "long")
-    assert names(tmp_path) == ["n" * 255]
+@pytest.mark.parametrize("name", ["n" * 255, "名" * 85])
+def test_names_as_long_as_they_may_be(tmp_path: Path, name: str) -> None:
+    write_text(tmp_path / name, "long")
+    assert names(tmp_path) == [name]
 
 
 def test_numpy_archives(tmp_path: Path) -> None:
@@ -245,34 +212,6 @@ def test_messages() -> None:
     assert check_unicode("𝔘") == "𝔘"
     with pytest.raises(ValueError, match=r"Item 3 holds the lone surrogate U\+D800 at character 1, which"):
         check_unicode("a\ud800", "Item 3")
-
-
-@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_waits_until_all_files_are_in_their_places(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    for name in "abc":
-        (tmp_path / name).write_text("old")
-    place = os.replace
-
-    def interrupted(source: Any, target: Any) -> None:
-        place(source, target)
-        os.kill(os.getpid(), number)
-
-    def stop(number: int, frame: object) -> None:
-        raise InterruptedError
-
-    monkeypatch.setattr(os, "replace", interrupted)
-    before = signal.signal(number, stop)
-    try:
-        with pytest.raises(InterruptedError), replacing_files(tmp_path) as scratch:
-            for name in "abc":
-                (scratch / name).write_text("new")
-        assert signal.getsignal(number) is stop
-    finally:
-        signal.signal(number, before)
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys("abc", "new")
 
 
 @pytest.mark.parametrize(

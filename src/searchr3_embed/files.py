@@ -1,5 +1,7 @@
 """The one place for writing files whole, reading text files of any origin, and putting names into messages.
 
+Whole folders: see ``folders``.
+
 It imports nothing of ours, so that every part of the package, and the training beside it, can use it.
 """
 
@@ -12,10 +14,8 @@ import io
 import json
 import os
 import shutil
-import signal
 import stat
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -23,7 +23,7 @@ from typing import IO, Any, NamedTuple
 if sys.platform != "win32":  # there, a file that is open can't be deleted: that is lock enough
     import fcntl
 
-_UNFINISHED = ".unfinished"
+UNFINISHED = ".unfinished"
 
 # --------------------------------------------------------------------------------------------------- writing
 
@@ -49,7 +49,7 @@ def replacing(path: str | os.PathLike[str], mode: str = "wb", *, private: bool =
         raise ValueError(f"mode must be 'wb' or 'w', got {mode!r}.")
     path = Path(path)
     target = Path(os.path.realpath(path))
-    with _errors_naming(path):
+    with errors_naming(path):
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not target.is_file():  # a device or a pipe is written to, it can't be replaced
             raw, temporary = _NamedFile(target, path), None
@@ -63,52 +63,13 @@ def replacing(path: str | os.PathLike[str], mode: str = "wb", *, private: bool =
                 with io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
                     yield text
         if temporary is not None:
-            with _errors_naming(path):
+            with errors_naming(path):
                 os.replace(temporary, target)
     except BaseException:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 raw.close()
             temporary.unlink(missing_ok=True)
-        raise
-
-
-@contextlib.contextmanager
-def replacing_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give an empty folder to write into; when all is written, its files take their places in ``folder``.
-
-    For libraries that write files, or many files, by themselves. A full disk or a signal leaves the old files as they
-    were. Other files of ``folder`` stay. The files get the permissions that the umask gives, whatever the library
-    chose: safetensors, for one, lets only the owner read what it writes.
-
-    Args:
-        folder: Where the files belong; made when missing, and removed again if nothing comes of it.
-
-    Raises:
-        OSError: The folder can't be written. ``filename`` is a path in ``folder``, never a temporary one.
-    """
-    folder = Path(folder)
-    existed = folder.is_dir()
-    with _errors_naming(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(folder)
-        scratch = folder / f".{os.urandom(6).hex()}{_UNFINISHED}"
-        scratch.mkdir()
-    try:
-        lock = _lock(scratch)
-        try:
-            with _errors_naming(folder, below=scratch):
-                yield scratch
-                with _undisturbed():
-                    _move_into_place(scratch, folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-            if lock is not None:
-                os.close(lock)
-    except BaseException:
-        if not existed:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
         raise
 
 
@@ -132,29 +93,40 @@ def remove_unfinished(folder: str | os.PathLike[str], name: str = "") -> None:
 
     Args:
         folder: Where to look; nothing happens if there is no such folder.
-        name: The file whose remains are meant, empty for those of ``replacing_files``.
+        name: The file or folder whose remains are meant, empty for those that ``folders.replacing_files`` has inside
+            of ``folder``.
     """
     for path in _remains(Path(folder), name):
         with contextlib.suppress(OSError):
-            lock = _lock(path)
+            descriptor = lock(path)
             try:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             finally:
-                if lock is not None:
-                    os.close(lock)
+                if descriptor is not None:
+                    os.close(descriptor)
 
 
 def _remains(folder: Path, name: str) -> list[Path]:
-    start = f".{name}." if name else "."
+    start = _hidden(name)
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         return [
             Path(entry.path)
             for entry in entries
             if entry.name.startswith(start)
-            and entry.name.endswith(_UNFINISHED)
-            and len(entry.name) == len(start) + 12 + len(_UNFINISHED)
+            and entry.name.endswith(UNFINISHED)
+            and len(entry.name) == len(start) + 12 + len(UNFINISHED)
         ]
     return []
+
+
+def unfinished_path(folder: Path, name: str = "") -> Path:
+    """A name that nothing has yet, for what ``remove_unfinished`` finds by the same arguments."""
+    return folder / f"{_hidden(name)}{os.urandom(6).hex()}{UNFINISHED}"
+
+
+def _hidden(name: str) -> str:
+    """The beginning of a temporary name: a whole name has at most 255 bytes."""
+    return f".{os.fsencode(name)[:200].decode(errors='ignore')}." if name else "."
 
 
 class _NamedFile(io.FileIO):
@@ -165,11 +137,11 @@ class _NamedFile(io.FileIO):
         self._shown = shown
 
     def write(self, data: Any) -> int:
-        with _errors_naming(self._shown):
+        with errors_naming(self._shown):
             return super().write(data)
 
     def close(self) -> None:
-        with _errors_naming(self._shown):  # a network file system says only now that the disk is full
+        with errors_naming(self._shown):  # a network file system says only now that the disk is full
             super().close()
 
     def fileno(self) -> int:
@@ -180,7 +152,7 @@ class _NamedFile(io.FileIO):
 def _unfinished_file(target: Path, shown: Path, private: bool) -> tuple[_NamedFile, Path]:
     remove_unfinished(target.parent, target.name)
     while True:
-        temporary = target.with_name(f".{target.name[:200]}.{os.urandom(6).hex()}{_UNFINISHED}")
+        temporary = unfinished_path(target.parent, target.name)
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         descriptor = os.open(temporary, flags, 0o600 if private else 0o666)
         if sys.platform != "win32":
@@ -195,7 +167,7 @@ def _unfinished_file(target: Path, shown: Path, private: bool) -> tuple[_NamedFi
         return _NamedFile(descriptor, shown), temporary
 
 
-def _lock(path: Path) -> int | None:
+def lock(path: Path) -> int | None:
     """Lock a file or folder for as long as the descriptor is open; None where there are no such locks.
 
     Raises:
@@ -212,41 +184,8 @@ def _lock(path: Path) -> int | None:
     return descriptor
 
 
-def _move_into_place(scratch: Path, folder: Path) -> None:
-    probe = scratch / "permissions"
-    os.close(os.open(probe, os.O_CREAT | os.O_WRONLY, 0o666))  # the umask can't be read without changing it
-    permissions = stat.S_IMODE(probe.stat().st_mode)
-    probe.unlink()
-    for path in sorted(scratch.rglob("*")):
-        place = folder / path.relative_to(scratch)
-        if path.is_dir():
-            place.mkdir(exist_ok=True)
-            continue
-        path.chmod(permissions)
-        os.replace(path, os.path.realpath(place))
-
-
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Let Ctrl-C and the signals that ask to stop wait, so that the old files do not stand beside the new."""
-    received: list[int] = []
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is not None:  # None: not set by Python
-                before[number] = signal.signal(number, lambda number, frame: received.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for number in received[:1]:
-            signal.raise_signal(number)
-
-
-@contextlib.contextmanager
-def _errors_naming(path: Path, below: Path | None = None) -> Iterator[None]:
+def errors_naming(path: Path, below: Path | None = None) -> Iterator[None]:
     """Let an OSError carry the path that the caller knows; one ``below`` a scratch folder becomes one in ``path``."""
     try:
         yield

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,22 +38,43 @@ def test_save_makes_what_stock_sentence_transformers_loads(
 def test_save_on_a_full_disk_is_one_line_and_leaves_nothing(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: ReasoningEmbedder, folder: str) -> None:
+    def full(self: SentenceTransformer, folder: str, *args: Any, **kwargs: Any) -> None:
         Path(folder, "half").write_text("half")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(ReasoningEmbedder, "save_pretrained", full)
+    monkeypatch.setattr(SentenceTransformer, "save", full)
     message = command.fails("save", command.model, tmp_path / "new")
     assert f"{tmp_path / 'new'}: the model can't be written" in message and "No space left" in message
-    assert not (tmp_path / "new").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_save_removes_what_a_killed_one_left(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_folder_that_may_not_be_written_is_named(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool, number: int
 ) -> None:
-    left = tmp_path / "new" / ".0123456789ab.unfinished"
+    make = os.mkdir
+
+    def refused(path: Any, *args: Any, **kwargs: Any) -> None:
+        if Path(path).is_relative_to(tmp_path):  # root may write everywhere
+            raise OSError(number, os.strerror(number), path)
+        make(path, *args, **kwargs)
+
+    target = tmp_path / "model"
+    if exists:
+        target.mkdir()
+    monkeypatch.setattr(os, "mkdir", refused)
+    message = command.fails("save", command.model, target)
+    assert str(target) in message and os.strerror(number) in message and "unfinished" not in message
+    assert list(tmp_path.iterdir()) == ([target] if exists else [])
+
+
+@pytest.mark.parametrize("place", ["new", "."])
+def test_save_removes_what_a_killed_one_left(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    left = tmp_path / place / (".0123456789ab.unfinished" if place == "new" else ".new.0123456789ab.unfinished")
     left.mkdir(parents=True)
     (left / "model.safetensors").touch()
-    monkeypatch.setattr(ReasoningEmbedder, "save_pretrained", lambda self, folder: Path(folder, "config.json").touch())
     assert command("save", command.model, tmp_path / "new").code == 0
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["config.json"]
+    assert not left.exists() and [path.name for path in tmp_path.iterdir()] == ["new"]

@@ -14,7 +14,8 @@ from pathlib import Path
 from sentence_transformers.sentence_transformer.modules import Transformer
 
 from searchr3_embed.checkpoint.load import WEIGHT_FILES
-from searchr3_embed.files import replacing_files, write_json
+from searchr3_embed.files import write_json
+from searchr3_embed.folders import replacing_files
 from searchr3_embed.prompt_words import Prompts
 
 _SHARD = re.compile(r"(model|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)")
@@ -52,12 +53,12 @@ def whole_encoder(path: str | Path) -> Iterator[Path]:
     Raises:
         OSError: The folder can't be written.
     """
-    with replacing_files(path) as scratch:
+    with replacing_files(path, stale=_is_weights) as scratch:
         yield scratch
-        written = {file.name for file in scratch.iterdir()}
-    for file in Path(path).iterdir():
-        if (file.name in WEIGHT_FILES or _SHARD.fullmatch(file.name)) and file.name not in written:
-            file.unlink()
+
+
+def _is_weights(name: str) -> bool:
+    return name in WEIGHT_FILES or _SHARD.fullmatch(name) is not None
 
 
 def _name_the_stock_class(listing: Path) -> None:

@@ -61,10 +61,7 @@ def write(embedder: ReasoningEmbedder, target: Path) -> None:
     """
     from safetensors import SafetensorError
 
-    from searchr3_embed.files import replacing_files
-
-    with replacing_files(target) as scratch:
-        try:
-            embedder.save_pretrained(str(scratch))
-        except SafetensorError as error:  # its words for a full disk
-            raise CommandError(f"{target}: the model can't be written: {error}") from error
+    try:
+        embedder.save_pretrained(str(target))
+    except SafetensorError as error:  # its words for a full disk
+        raise CommandError(f"{target}: the model can't be written: {error}") from error

@@ -73,7 +73,7 @@ def test_a_document_that_repeats_the_query_is_no_negative(model: SentenceTransfo
 phrases = st.lists(st.sampled_from(WORDS[:6]), min_size=1, max_size=3).map(" ".join)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.builds(

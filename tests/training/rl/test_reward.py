@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from training.rl.corpus.environment import Outcome
@@ -38,7 +37,6 @@ def test_scaled_dcg_by_hand() -> None:
     assert scaled_dcg([1, 0], [0.5, 1.0], [3, 1]) == pytest.approx(1.946395 / 3.630930, abs=1e-6)
 
 
-@examples(deadline=None)  # a busy machine is no failure
 @given(places, st.data())
 def test_scaled_dcg_is_monotone_and_bounded(ranks: list[int], data: st.DataObject) -> None:
     similarities = data.draw(st.lists(cosines, min_size=len(ranks), max_size=len(ranks)))
@@ -88,7 +86,6 @@ def test_differs_within_a_group_when_all_rank_first() -> None:
     assert (np.diff(group) > 0.005).all()
 
 
-@examples(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 10**6), cosines, cosines, st.integers(0, 500)), min_size=2, max_size=8),
     st.floats(0, 0.29),
