@@ -10,8 +10,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
 
 import searchr3_embed
 from searchr3_embed import ReasoningEmbedder
@@ -34,13 +37,36 @@ class Bomb:
         return os.mkdir, (str(self.folder / "was-run"),)
 
 
-def test_pickled_weights_run_nothing(released_checkpoint: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(released_checkpoint, tmp_path / "pickled")
+def pickled(folder: Path, bomb: bool) -> Path:
+    """Puts the weights of a folder into a pickle."""
+    weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    torch.save({"model.norm.weight": Bomb(folder)}, folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError):
+    torch.save({"model.norm.weight": Bomb(folder)} if bomb else weights, folder / "pytorch_model.bin")
+    return folder / "pytorch_model.bin"
+
+
+@pytest.mark.parametrize("kind", ["released_checkpoint", "thinker_checkpoint", "language_model_thinker_checkpoint"])
+def test_pickled_weights_are_refused_and_run_nothing(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(request.getfixturevalue(kind), tmp_path / "pickled")
+    file = pickled(folder / "thinker" if kind.startswith("language") else folder, bomb=True)
+    with pytest.raises(CheckpointError, match="safetensors only") as raised:
         ReasoningEmbedder(str(folder), device="cpu")
-    assert not (folder / "was-run").exists()
+    assert str(file) in str(raised.value) and not list(tmp_path.rglob("was-run"))
+
+
+def test_a_pickle_is_converted_as_its_refusal_says(encoder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(encoder, tmp_path / "pickled")
+    file = pickled(folder, bomb=False)
+    with pytest.raises(CheckpointError, match="safetensors only") as raised:
+        ReasoningEmbedder.from_encoder(str(folder), device="cpu")
+    code = str(raised.value).partition('python -c "')[2].removesuffix('"')
+    exec(code)  # noqa: S102
+    assert file.exists()  # safetensors are read before it
+    expected = SentenceTransformer(str(encoder), device="cpu").encode(["a river"])
+    loaded = ReasoningEmbedder.from_encoder(str(folder), device="cpu")
+    np.testing.assert_allclose(loaded.encode_query(["a river"]), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

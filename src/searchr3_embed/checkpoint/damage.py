@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import inspect
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,11 @@ _VOCABULARIES = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
+# Weights as pickles, and the safetensors that all libraries read before them.
+_PICKLES = {
+    "pytorch_model*.bin": "model*.safetensors",
+    "adapter_model.bin": "adapter_model.safetensors",
+}
 # Made anew wherever a model is loaded, and used by nobody.
 _UNUSED_WEIGHTS = ("pooler.", "position_ids", "token_type_ids")
 
@@ -88,6 +94,31 @@ def check_settings(name: str, folder: Path) -> None:
             check_field(name, folder / file, field)
     if transformer and not any((folder / file).is_file() for file in _VOCABULARIES):
         raise CheckpointError(f"{name!r}: {folder / _VOCABULARIES[0]} is missing. {AGAIN}")
+
+
+def refuse_pickles(name: str, folder: Path, *, language_model: bool = False) -> None:
+    """Refuses weights that are there only as a pickle; torch would read it with ``weights_only=True``.
+
+    Args:
+        name: What the caller asked for.
+        folder: A transformers or sentence-transformers model.
+        language_model: Whether it is loaded with its head, which sentence-transformers would not save.
+
+    Raises:
+        CheckpointError: The folder, or that of one of its modules, holds such weights and no safetensors.
+    """
+    library, stock, call = "sentence_transformers", "SentenceTransformer", "M(f)"
+    if language_model:
+        library, stock, call = "transformers", "AutoModelForCausalLM", "M.from_pretrained(f)"
+    modules = [entry["path"] for entry in _listed(folder) if isinstance(entry.get("path"), str)]
+    for place in dict.fromkeys([folder, *(folder / module for module in modules)]):
+        for pickle, weights in _PICKLES.items():
+            if found := next((path for path in sorted(place.glob(pickle)) if not any(place.glob(weights))), None):
+                raise CheckpointError(
+                    f"{name!r}: {found} is a pickle, and weights are read from safetensors only. If you trust its "
+                    f'origin, convert it: python -c "from {library} import {stock} as M; f = {os.fspath(folder)!r}; '
+                    f'{call}.save_pretrained(f)"'
+                )
 
 
 def check_vocabulary(name: str, folder: Path, tokenizer: Any, model: Any) -> None:
@@ -181,7 +212,7 @@ def _problems(folder: Path) -> Iterator[str]:
         if not (folder / file).is_file():
             yield f"{folder / file} is missing"
     weights = sorted(folder.glob("*.safetensors"))
-    if of_transformers and not weights and not any(folder.glob("*.bin")):
+    if of_transformers and not weights:
         yield f"{folder / 'model.safetensors'} is missing"
     for path in weights:
         try:

@@ -21,12 +21,7 @@ from searchr3_embed.conversation import Conversation, OnTruncate, find_embed_tok
 from searchr3_embed.files import first_line
 from searchr3_embed.prompt_words import PROMPTS_FILE, Prompts
 
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +151,7 @@ def _check_files(name: object, folder: Path) -> None:
     if not (folder / "config.json").is_file():
         hint = " Merge the adapter into its base model first." if (folder / "adapter_config.json").is_file() else ""
         raise CheckpointError(f"{name!r} is no model folder: {folder} has no config.json.{hint}")
+    damage.refuse_pickles(f"{name}", folder, language_model=True)
     if not any((folder / file).is_file() for file in WEIGHT_FILES):
         raise CheckpointError(f"{name!r} has no weights: {folder} holds none of {', '.join(WEIGHT_FILES)}.")
     if not (folder / "tokenizer.json").is_file():

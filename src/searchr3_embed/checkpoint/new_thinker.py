@@ -55,13 +55,15 @@ def telling_what_failed(name: str, folder: Path) -> Iterator[None]:
     """While sentence-transformers loads an encoder: what it raises becomes one sentence that names the encoder.
 
     Raises:
-        CheckpointError: It is no sentence-transformers model, is damaged, or needs code that was not allowed.
+        CheckpointError: It is no sentence-transformers model, is damaged, holds weights as pickles only, or needs code that
+            was not allowed.
     """
     if not (folder / "modules.json").is_file():
         raise CheckpointError(
             f"{name!r} is no sentence-transformers model: {folder} holds no modules.json. A plain transformers model "
             "becomes one by SentenceTransformer(...).save_pretrained(folder)."
         )
+    damage.refuse_pickles(name, folder)
     if has_thinker(folder):
         damage.check_settings(name, folder)
     try:

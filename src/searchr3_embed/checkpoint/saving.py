@@ -18,6 +18,7 @@ from searchr3_embed.files import write_json
 from searchr3_embed.folders import replacing_files
 from searchr3_embed.prompt_words import Prompts
 
+_OLDER_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _SHARD = re.compile(r"(model|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)")
 
 
@@ -58,7 +59,11 @@ def whole_encoder(path: str | Path) -> Iterator[Path]:
 
 
 def _is_weights(name: str) -> bool:
-    return name in WEIGHT_FILES or _SHARD.fullmatch(name) is not None
+    return (
+        name in WEIGHT_FILES
+        or name in ("pytorch_model.bin", "pytorch_model.bin.index.json")
+        or _SHARD.fullmatch(name) is not None
+    )
 
 
 def _name_the_stock_class(listing: Path) -> None:
