@@ -135,8 +135,12 @@ def check_vocabulary(name: str, folder: Path, tokenizer: Any, model: Any) -> Non
     """
     rows = None if model is None else model.get_input_embeddings().num_embeddings
     if rows is not None and len(tokenizer) > rows:
+        file = _VOCABULARIES[0]
+        with contextlib.suppress(Exception):  # tokenizers raises plain Exceptions
+            if Tokenizer.from_file(str(folder / file)).get_vocab_size() <= rows:
+                file = TOKENIZER_SETTINGS  # it adds tokens
         raise CheckpointError(
-            f"{name!r}: {folder / _VOCABULARIES[0]} is not of this model: it knows {len(tokenizer)} tokens, and the "
+            f"{name!r}: {folder / file} is not of this model: it knows {len(tokenizer)} tokens, and the "
             f"weights are for {rows}. {AGAIN}"
         )
 

@@ -55,8 +55,8 @@ def telling_what_failed(name: str, folder: Path) -> Iterator[None]:
     """While sentence-transformers loads an encoder: what it raises becomes one sentence that names the encoder.
 
     Raises:
-        CheckpointError: It is no sentence-transformers model, is damaged, holds weights as pickles only, or needs code that
-            was not allowed.
+        CheckpointError: It is no sentence-transformers model, is damaged, holds weights as pickles only, or needs code
+            that was not allowed.
     """
     if not (folder / "modules.json").is_file():
         raise CheckpointError(

@@ -96,6 +96,9 @@ def run(args: argparse.Namespace) -> None:
         else:
             for line in _embedding_lines(passages, vectors):
                 file.write(line.encode() + b"\n")
+        file.flush()
+        # A kill before the new note is written leaves none, and not that of another encoder.
+        encoder_identity.note_path(output).resolve().unlink(missing_ok=True)
     encoder_identity.write_note(output, name, embedder.probe())
     note(f"{len(vectors):,} vectors of {vectors.shape[1]} numbers in {output}")
 
