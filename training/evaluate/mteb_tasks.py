@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from searchr3_embed.files import replacing_files
+from searchr3_embed.folders import replacing_files
 from training.evaluate.cells import EvaluationError
 from training.evaluate.mteb_models import MtebEncoder
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from searchr3_embed import ReasoningEmbedder
 from searchr3_embed.checkpoint.thinker import has_thinker
 from searchr3_embed.encoder_identity import cosines
-from searchr3_embed.files import replacing_files
+from searchr3_embed.folders import replacing_files
 
 WEIGHTS = "model.safetensors"
 # Half precision changes less than that; anything more is a mistake.
