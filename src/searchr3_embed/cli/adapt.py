@@ -189,7 +189,8 @@ def _made(args: argparse.Namespace, documents: Documents, embedder: ReasoningEmb
 
 def _write(embedder: ReasoningEmbedder, found: Report, target: Path) -> None:
     from searchr3_embed.adapt import report
-    from searchr3_embed.files import replacing_files, write_json, write_text
+    from searchr3_embed.files import write_json, write_text
+    from searchr3_embed.folders import replacing_files
 
     write(embedder, target)
     with replacing_files(target) as scratch:
