@@ -19,6 +19,8 @@ def test_demo(command: Command, small_stdlib: list[Passage], monkeypatch: pytest
     for question in demo.QUESTIONS:
         assert any(question[:40] in line for line in lines)
     assert sum(line.startswith("thinks:") for line in lines) == 6
+    for question in demo.FAMILIAR:
+        assert sum(line.startswith(question) for line in lines) == 1
     assert any(line.startswith("with reasoning, ") and "without, " in line for line in lines) == (columns > 60)
     assert "6 entries, indexed in " in out
     assert "median time per question: " in out

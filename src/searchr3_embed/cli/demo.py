@@ -30,6 +30,13 @@ QUESTIONS = (
     "How do I compare two text files and show the differences?",
 )
 
+# Of a kind that the packaged thinker was trained on; it knows little of Python, and says so.
+FAMILIAR = (
+    "What are the symptoms of glaucoma?",
+    "How is asthma treated in children?",
+    "How does vitamin D deficiency affect bones?",
+)
+
 _WIDEST = 120
 _NARROWEST_SIDE_BY_SIDE = 76
 
@@ -79,6 +86,9 @@ def ask_all(index: PassageIndex, *, top_k: int = 5, max_reasoning_tokens: int | 
         f"median time per question: {with_reasoning:.0f} ms with reasoning, {without:.0f} ms without",
     ):
         print("\n".join(textwrap.wrap(line, width)))
+    print("\n" + "\n".join(textwrap.wrap("what it thinks about questions of a kind that it was trained on:", width)))
+    for one in index.embedder.reason(FAMILIAR, max_reasoning_tokens=max_reasoning_tokens):
+        print("\n".join(textwrap.wrap(f"{one.text}  {with_length(one)}", width, subsequent_indent="  ")))
 
 
 def _heading(number: int, question: str, width: int) -> str:
