@@ -22,6 +22,7 @@ from searchr3_embed import encoder_identity
 from searchr3_embed.async_embedding import AsyncEmbedding
 from searchr3_embed.checkpoint import damage, load, locate, model_card, new_thinker, saving
 from searchr3_embed.checkpoint import thinker as thinker_folder
+from searchr3_embed.compiling import Compiling
 from searchr3_embed.conversation import Conversation, OnTruncate
 from searchr3_embed.engine.interpreter_exit import computing
 from searchr3_embed.files import write_text
@@ -32,7 +33,7 @@ from searchr3_embed.question_side import ENCODER, QuestionSide
 from searchr3_embed.reasoned_embedding import ReasonedEmbedding, check_flag
 
 
-class ReasoningEmbedder(AsyncEmbedding, ReasonedEmbedding, SentenceTransformer):
+class ReasoningEmbedder(AsyncEmbedding, ReasonedEmbedding, Compiling, SentenceTransformer):
     """A SentenceTransformer whose queries can think before they are embedded.
 
     ``encode_query`` lets the model write a short reasoning and takes the hidden state at the token that ends it;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -86,4 +86,20 @@ def finish_reason(generation: decode.Generation) -> str:
 
 
 def _causal_lm(pipeline: SentenceTransformer) -> Any:
-    return cast(CausalTransformer, pipeline[0]).causal_lm
+    """The language model that computes.
+
+    Raises:
+        ValueError: The pipeline shows another network than that, which would not be asked.
+    """
+    first: Any = pipeline[0]
+    model: Any = first.causal_lm
+    body = model.base_model
+    # The stock class's ``auto_model`` is a property: what is set by this name stands beside it.
+    shown = isinstance(first, CausalTransformer) and first.model is body and "auto_model" not in first._modules
+    if not shown or (model._compiled_call_impl is not None and model is not body):
+        raise ValueError(
+            "The network of a single model can't be exchanged, as for what torch.compile returns, and its head can't "
+            "be compiled: neither would be computed with. Call compile() of the embedder instead, which compiles its "
+            "layers in place."
+        )
+    return model

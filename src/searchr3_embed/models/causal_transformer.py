@@ -48,6 +48,10 @@ class CausalTransformer(Transformer):
     def _configure_use_cache(*args: Any, **kwargs: Any) -> None:
         """Leaves the configuration alone: generation with the saved folder needs its cache."""
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the backbone in place: it is what is called, and never this module."""
+        self.causal_lm.base_model.compile(*args, **kwargs)
+
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Writes the whole language model, head included, and the tokenizer that knows the direct turn."""
         _without_adapters(self.causal_lm).save_pretrained(output_path)
