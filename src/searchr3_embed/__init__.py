@@ -6,7 +6,6 @@ The public names load on first use, so that ``import searchr3_embed`` costs mill
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,7 +22,9 @@ if not TYPE_CHECKING:  # a type checker that saw this would accept any name
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         if name == "__version__":
-            value = importlib.metadata.version("searchr3-embed")
+            from importlib.metadata import version
+
+            value = version("searchr3-embed")
         else:
             value = getattr(importlib.import_module("searchr3_embed.embedder"), name)
         globals()[name] = value  # the next access is an ordinary one

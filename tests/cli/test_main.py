@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -139,6 +140,28 @@ def test_interruption_and_closed_pipe(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(sys, "stdout", Closed())
     assert cli.main(["env"]) == 141
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error", [ValueError("interrupted within"), None])
+def test_an_interruption_that_a_library_swallowed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: ValueError | None
+) -> None:
+    def report(_: object) -> Any:
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+        if error is not None:
+            raise error
+        return {"a": {"b": 1}}
+
+    monkeypatch.setattr(bug_report, "report", report)
+    # In the background of a shell it is ignored, and the tests may run there.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert cli.main(["env"]) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == "searchr3: interrupted\n"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")

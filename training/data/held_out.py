@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from searchr3_embed import interruption
 from training.data.beir import BeirData, write_beir
 from training.data.lines import SKIP_BAD_HELP, DataError
 from training.data.reading import load, source_name
@@ -134,4 +135,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruption.run(main, "interrupted; the same command begins again, and nothing half written is left"))

@@ -2,7 +2,7 @@
 
 import sys
 
-from training.evaluate.run import main
+from searchr3_embed.interruption import run_module
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_module("training.evaluate.run", "interrupted; --out keeps what is measured, for --resume"))

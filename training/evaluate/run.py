@@ -25,6 +25,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from searchr3_embed import interruption
 from searchr3_embed.files import shorten
 from training.data.beir import BeirData, beir_folders, read_beir
 from training.data.lines import SKIP_BAD_HELP, DataError
@@ -283,4 +284,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruption.run(main, "interrupted; --out keeps what is measured, for --resume"))

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, BertLMHeadModel, PreTrainedTokenizerBase
 
+from searchr3_embed import interruption
 from searchr3_embed.conversation import Conversation
 from searchr3_embed.prompt_words import Prompts
 from training.evaluate.models import teacher_source
@@ -143,4 +144,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruption.run(main, "interrupted; the same command begins again, and nothing half written is left"))

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from searchr3_embed import ReasoningEmbedder
+from searchr3_embed import ReasoningEmbedder, interruption
 from searchr3_embed.adapt.familiar import fit
 from searchr3_embed.checkpoint.thinker import has_thinker
 from training.data.reading import source_name
@@ -76,4 +76,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruption.run(main, "interrupted; the same command begins again, and nothing half written is left"))

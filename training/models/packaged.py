@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from searchr3_embed import ReasoningEmbedder
+from searchr3_embed import ReasoningEmbedder, interruption
 from searchr3_embed.checkpoint.thinker import has_thinker
 from searchr3_embed.encoder_identity import cosines
 from searchr3_embed.folders import replacing_files
@@ -84,4 +84,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruption.run(main, "interrupted; the same command begins again, and nothing half written is left"))

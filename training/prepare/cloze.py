@@ -22,6 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from searchr3_embed import interruption
 from searchr3_embed.adapt.sentences import asks, sentences
 from training.data.lines import DataError
 from training.data.records import Record, write_records
@@ -162,4 +163,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruption.run(main, "interrupted; the same command begins again, and nothing half written is left"))

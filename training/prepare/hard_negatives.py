@@ -35,6 +35,7 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 
+from searchr3_embed import interruption
 from searchr3_embed.adapt.same_text import document_key, query_key
 from searchr3_embed.files import write_json
 from training.data.lines import SKIP_BAD_HELP
@@ -268,4 +269,4 @@ def _output_paths(specs: Sequence[str], out: Path) -> dict[str, Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruption.run(main, "interrupted; the same command goes on; with --cache it keeps the vectors"))

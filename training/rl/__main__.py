@@ -2,7 +2,7 @@
 
 import sys
 
-from training.rl.train import main
+from searchr3_embed.interruption import run_module
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_module("training.rl.train", "interrupted; the same command goes on from the last checkpoint"))

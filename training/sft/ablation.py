@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from searchr3_embed import interruption
 from searchr3_embed.files import write_text
 from training.evaluate.cells import Settings
 from training.evaluate.metrics import NDCG
@@ -138,4 +139,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruption.run(main, "interrupted; the same command goes on from there"))

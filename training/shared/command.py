@@ -10,13 +10,19 @@ from pathlib import Path
 import torch
 import transformers
 
+from searchr3_embed.interruption import STATUS, heard
+
 
 def run_command(train: Callable[[], Path]) -> int:
     """Runs a training and prints the folder of its result; returns the exit status, 2 for input that can't be used."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     transformers.utils.logging.set_verbosity_warning()
     try:
-        folder = train()
+        with heard():
+            folder = train()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return STATUS
     except (ValueError, FloatingPointError, OSError) as error:
         print(f"error: {' '.join([str(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
         return 2

@@ -133,8 +133,6 @@ def load_question_side(
     stored = _tensors(inner / PROJECTION_FILE, shown)
     projection = stored.get("projection")
     wanted = (dimension, model.config.hidden_size)
-    if not all(bool(torch.isfinite(value).all()) for value in stored.values()):
-        raise CheckpointError(f"{shown!r}: numbers in {inner / PROJECTION_FILE} are not finite. Train it again.")
     if projection is None or tuple(projection.shape) != wanted:
         found = None if projection is None else tuple(projection.shape)
         raise CheckpointError(
@@ -256,8 +254,15 @@ def question_length(encoder_length: int, positions: int) -> int:
 
 def _tensors(path: Path, name: str) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        stored = load_file(path)
     except Exception as error:  # safetensors raises kinds of its own
         raise CheckpointError(
             f"{name!r}: {path} can't be read ({first_line(error)}). Download or copy the folder again."
         ) from error
+    for key, value in stored.items():
+        if not bool(torch.isfinite(value).all()):
+            raise CheckpointError(
+                f"{name!r}: numbers of {key!r} in {path} are not finite. Download or copy the folder again, or train "
+                "it again."
+            )
+    return stored

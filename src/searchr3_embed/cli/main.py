@@ -18,6 +18,7 @@ from types import FrameType
 from searchr3_embed.cli import adapt, demo, encode, env, join, reason, save, search, serve
 from searchr3_embed.cli.arguments import STDIN, Parser
 from searchr3_embed.cli.console import one_line, quiet_libraries, usable_streams
+from searchr3_embed.interruption import STATUS, heard
 
 COMMANDS = {
     "encode": encode,
@@ -65,17 +66,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     verbose = False
     try:
-        args = _parse(argv)
-        verbose = args.verbose
-        with quiet_libraries(verbose):
-            args.run(args)
-        sys.stdout.flush()
+        with heard():
+            args = _parse(argv)
+            verbose = args.verbose
+            with quiet_libraries(verbose):
+                args.run(args)
+            sys.stdout.flush()
         return 0
     except SystemExit as stop:  # --help and --version
         return int(stop.code or 0)
     except KeyboardInterrupt:
         print("searchr3: interrupted", file=sys.stderr)
-        return 130
+        return STATUS
     except _Signal as received:
         print("searchr3: terminated", file=sys.stderr)
         return 128 + received.number
