@@ -36,8 +36,11 @@ SLEEP = "[time.sleep(0.01) for _ in range(1000)]"
 def test_one_line_at_any_moment(imports: str, work: str, moment: str, tmp_path: Path) -> None:
     (tmp_path / "command.py").write_text(COMMAND.format(imports=imports, work=work or "pass"))
     # In the background of a shell it is ignored, and the tests may run there.
-    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from searchr3_embed.interruption import run_module; status = run_module('command', 'stopped');"
-    code += "print('ending', flush=True); sys.exit(status)"
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from searchr3_embed.interruption import run_module; status = run_module('command', 'stopped');"
+        "print('ending', flush=True); sys.exit(status)"
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
