@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from searchr3_embed.engine.cpu.kernels import OneDnnLinear, few_sizes
+from searchr3_embed.engine.cpu.kernels import few_sizes
 from searchr3_embed.engine.cpu.stopwatch import least_seconds
 
 logger = logging.getLogger(__name__)
@@ -194,8 +194,7 @@ def bar(logits: Tensor, tokens: Tensor) -> None:
 def rough_head(decoder: nn.Module) -> RoughHead | None:
     """The copy of a head's last layer, made anew when its weights have changed; None where it does not pay."""
     if (
-        type(decoder) not in (nn.Linear, OneDnnLinear)  # an adapter's layer computes more
-        or not isinstance(decoder, nn.Linear)
+        type(decoder) is not nn.Linear  # an adapter's layer computes more
         or decoder.weight.dtype != torch.float32
         or decoder.weight.device.type != "cpu"
         or decoder.weight.numel() > _LARGEST_COPY_BYTES

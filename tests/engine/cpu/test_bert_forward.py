@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,39 +26,44 @@ def model(mini_checkpoint: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(mini_checkpoint, dtype=torch.float32).eval()
 
 
-@pytest.fixture(scope="module", params=["stock", pytest.param("onednn", marks=needs_onednn)])
-def either(request: pytest.FixtureRequest, mini_checkpoint: Path) -> Iterator[PreTrainedModel]:
-    """With the products of torch's default library, and with oneDNN's."""
-    model = AutoModelForCausalLM.from_pretrained(mini_checkpoint, dtype=torch.float32).eval()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "onednn_is_faster", lambda: request.param == "onednn")
-        kernels.speed_up(model)
-    yield model
+every_way = pytest.mark.parametrize(
+    "way", [None, kernels._turned, pytest.param(kernels._fused, marks=needs_onednn)], ids=["stock", "turned", "onednn"]
+)
+
+
+@contextlib.contextmanager
+def fastest(way: kernels._Way | None) -> Iterator[None]:
+    """As on a machine where all products are fastest this way; None is torch's default."""
+    with pytest.MonkeyPatch.context() as patch, kernels.fastest_products():
+        patch.setattr(kernels, "_fastest_way", lambda rows: way)
+        yield
 
 
 def stock(model: PreTrainedModel, ids: torch.Tensor, **options: Any) -> torch.Tensor:
     return model.base_model(input_ids=ids, **options).last_hidden_state
 
 
+@every_way
 @given(rows=st.integers(1, 5), tokens=st.integers(1, 20), places=st.integers(0, 3), seed=st.integers(0, 99))
 def test_states_are_those_of_the_stock_pass(
-    either: PreTrainedModel, rows: int, tokens: int, places: int, seed: int
+    model: PreTrainedModel, way: kernels._Way | None, rows: int, tokens: int, places: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, 300, (rows, tokens), generator=generator)
     wanted = torch.randint(0, tokens, (rows, places), generator=generator)
-    with torch.no_grad():
-        expected = stock(either, ids)
+    with torch.no_grad(), fastest(way):
+        expected = stock(model, ids)
         torch.testing.assert_close(
-            bert_forward.states(either, ids, None, None, None, None), expected, atol=1e-5, rtol=1e-5
+            bert_forward.states(model, ids, None, None, None, None), expected, atol=1e-5, rtol=1e-5
         )
-        found = bert_forward.states(either, ids, None, None, None, wanted)
+        found = bert_forward.states(model, ids, None, None, None, wanted)
     torch.testing.assert_close(found, expected[torch.arange(rows)[:, None], wanted], atol=1e-5, rtol=1e-5)
 
 
+@every_way
 @given(rows=st.integers(1, 4), before=st.integers(1, 9), tokens=st.integers(1, 5), seed=st.integers(0, 99))
 def test_what_the_cache_holds_is_looked_at_and_what_is_read_is_kept(
-    either: PreTrainedModel, rows: int, before: int, tokens: int, seed: int
+    model: PreTrainedModel, way: kernels._Way | None, rows: int, before: int, tokens: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, 300, (rows, before + tokens), generator=generator)
@@ -66,21 +72,24 @@ def test_what_the_cache_holds_is_looked_at_and_what_is_read_is_kept(
     hides = places > places[before:, None]
     mask = torch.zeros(hides.shape).masked_fill(hides, torch.finfo(torch.float32).min)[None, None]
     positions = places[before:].expand(rows, -1)
-    with torch.no_grad():
-        expected = stock(either, ids)
+    with torch.no_grad(), fastest(way):
+        expected = stock(model, ids)
         cache, theirs = DynamicCache(), DynamicCache()
         # Nothing is asked for: the cache is filled all the same.
-        assert bert_forward.states(either, ids[:, :before], None, None, cache, ids[:, :0]).shape[1] == 0
-        found = bert_forward.states(either, ids[:, before:], mask, positions, cache, wanted)
-        stock(either, ids, past_key_values=theirs, use_cache=True)
+        assert bert_forward.states(model, ids[:, :before], None, None, cache, ids[:, :0]).shape[1] == 0
+        found = bert_forward.states(model, ids[:, before:], mask, positions, cache, wanted)
+        stock(model, ids, past_key_values=theirs, use_cache=True)
     torch.testing.assert_close(found, expected[torch.arange(rows)[:, None], before + wanted], atol=1e-5, rtol=1e-5)
     for mine, other in zip(cache.layers, theirs.layers, strict=True):
         torch.testing.assert_close(mine.keys, other.keys, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(mine.values, other.values, atol=1e-5, rtol=1e-5)
 
 
+@every_way
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), before=st.integers(0, 4), seed=st.integers(0, 99))
-def test_padding_left_out_changes_nothing(either: PreTrainedModel, lengths: list[int], before: int, seed: int) -> None:
+def test_padding_left_out_changes_nothing(
+    model: PreTrainedModel, way: kernels._Way | None, lengths: list[int], before: int, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     rows, tokens = len(lengths), max(lengths)
     ids = torch.randint(5, 300, (rows, before + tokens), generator=generator)
@@ -88,15 +97,15 @@ def test_padding_left_out_changes_nothing(either: PreTrainedModel, lengths: list
     wanted = torch.cat([ends - 1, (ends - 2).clamp(min=0)], dim=1)
     real = torch.arange(tokens) < ends
     mask = positions = cache = None
-    with torch.no_grad():
-        expected = stock(either, ids)[torch.arange(rows)[:, None], before + wanted]
+    with torch.no_grad(), fastest(way):
+        expected = stock(model, ids)[torch.arange(rows)[:, None], before + wanted]
         if before:
             cache, places = DynamicCache(), torch.arange(before + tokens)
-            bert_forward.states(either, ids[:, :before], None, None, cache, ids[:, :0])
+            bert_forward.states(model, ids[:, :before], None, None, cache, ids[:, :0])
             hides = places > places[before:, None]
             mask = torch.zeros(hides.shape).masked_fill(hides, torch.finfo(torch.float32).min)[None, None]
             positions = places[before:].expand(rows, -1)
-        found = bert_forward.states(either, ids[:, before:], mask, positions, cache, wanted, real)
+        found = bert_forward.states(model, ids[:, before:], mask, positions, cache, wanted, real)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -124,12 +133,9 @@ def test_only_what_is_asked_for_is_computed(
 @needs_onednn
 @pytest.mark.parametrize("lengths", [(9, 9, 9, 9), (11, 9, 6), (11,), (7,) * 11])
 def test_onednn_meets_few_sizes(
-    mini_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, lengths: tuple[int, ...]
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, lengths: tuple[int, ...]
 ) -> None:
     """In prefill, in steps and in the last layer."""
-    monkeypatch.setattr(kernels, "onednn_is_faster", lambda: True)
-    model = AutoModelForCausalLM.from_pretrained(mini_checkpoint, dtype=torch.float32).eval()
-    kernels.speed_up(model)
     sizes: set[int] = set()
 
     def watch(layer: Any, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -139,10 +145,11 @@ def test_onednn_meets_few_sizes(
     plain = bert_forward.product
     monkeypatch.setattr(bert_forward, "product", watch)
     prompts = [[5 + (i * (row + 3)) % 50 for i in range(length)] for row, length in enumerate(lengths)]
-    forward.embed(model, prompts)
-    decode.think(model, prompts, embed_token_id=4, max_new_tokens=3)
+    with fastest(kernels._fused):
+        forward.embed(model, prompts)
+        decode.think(model, prompts, embed_token_id=4, max_new_tokens=3)
     assert len(sizes) > 1
-    assert sizes == {kernels.rows_computed(model.base_model.encoder.layer[0].output.dense, n) for n in sizes}
+    assert sizes == {kernels.few_sizes(n) for n in sizes}
 
 
 def test_only_plain_decoders_in_evaluation_mode_fit(

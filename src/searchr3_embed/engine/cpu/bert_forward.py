@@ -21,13 +21,13 @@ from transformers import Cache, PreTrainedModel
 from transformers.activations import GELUActivation
 from transformers.models.bert import modeling_bert as bert
 
-from searchr3_embed.engine.cpu.kernels import OneDnnLinear, product, rows_computed
+from searchr3_embed.engine.cpu.kernels import product, rows_computed
 
 # What a model may consist of; a subclass or a wrapper may compute something else.
 _KNOWN = {
     *(bert.BertModel, bert.BertEmbeddings, bert.BertEncoder, bert.BertLayer, bert.BertAttention),
     *(bert.BertSelfAttention, bert.BertSelfOutput, bert.BertIntermediate, bert.BertOutput, GELUActivation),
-    *(nn.Linear, OneDnnLinear, nn.LayerNorm, nn.Embedding, nn.Dropout, nn.ModuleList),
+    *(nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout, nn.ModuleList),
 }
 _POOLER = {bert.BertPooler, nn.Tanh}
 # Where the hooks are from with which transformers collects hidden states.

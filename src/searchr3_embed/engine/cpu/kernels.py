@@ -3,10 +3,10 @@
 torch multiplies float32 matrices with MKL. On some processors that are not Intel's, MKL uses AVX2 although they have
 AVX-512; oneDNN, which comes with torch too, uses AVX-512 there and takes half the time. Where both use it, oneDNN is
 still a tenth faster on many rows, because it computes an activation or a sum within the product, and more than that on
-few rows. Which one is faster is measured once per process.
+few rows. Which one is faster is measured once per process and number of rows.
 
-A single model's layers become :class:`OneDnnLinear`. Those of an encoder that nobody touches stay as they are; there,
-the engine's own passes choose for every product by its number of rows, within :func:`fastest_products`.
+A model's layers stay as they are: the engine's own passes choose for every product by its number of rows, within
+:func:`fastest_products`.
 """
 
 from __future__ import annotations
@@ -36,22 +36,11 @@ _MEASURED_ROWS = (1, 2, 4, 8, 16, 32, 64, 256)
 _fastest: contextvars.ContextVar[bool] = contextvars.ContextVar("fastest", default=False)
 
 
-class OneDnnLinear(nn.Linear):
-    """A linear layer whose float32 products are computed by oneDNN where no gradient is needed."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """The product with the weights, shape (..., out features)."""
-        if torch.is_grad_enabled() or not _is_for_onednn(self, input):
-            return super().forward(input)
-        return _onednn(input, self.weight, self.bias)
-
-
 def product(layer: nn.Linear, input: Tensor, gelu: bool = False, add: Tensor | None = None) -> Tensor:
     """A linear layer and what follows it, as one operation where oneDNN computes it. Gives no gradient.
 
     Args:
-        layer: The layer; where it is a :class:`OneDnnLinear`, oneDNN is used; within :func:`fastest_products`, what is
-            fastest here for so many rows.
+        layer: The layer; within :func:`fastest_products`, what is fastest here for so many rows is used.
         input: Shape (..., in features).
         gelu: Whether the exact GELU is applied.
         add: Is added to the product, shape (..., out features); not together with ``gelu``.
@@ -75,9 +64,7 @@ def rows_computed(layer: nn.Linear, rows: int) -> int:
     Returns:
         At least ``rows``; exactly ``rows`` where oneDNN is not used.
     """
-    if not isinstance(layer, OneDnnLinear) and _way(layer, layer.weight, rows) is not _fused:
-        return rows
-    return few_sizes(rows)
+    return few_sizes(rows) if _way(layer, layer.weight, rows) is _fused else rows
 
 
 def few_sizes(rows: int) -> int:
@@ -107,8 +94,6 @@ def fastest_products() -> Iterator[None]:
 
 def _way(layer: nn.Linear, input: Tensor, rows: int) -> _Way | None:
     """How to compute a product, if not by torch's default."""
-    if isinstance(layer, OneDnnLinear):
-        return _fused if _is_for_onednn(layer, input) else None
     if not _fastest.get() or not rows or layer.bias is None or not _is_for_onednn(layer, input):
         return None
     return _fastest_way(next((most for most in _MEASURED_ROWS if rows <= most), _MEASURED_ROWS[-1]))
@@ -167,7 +152,9 @@ def _fused(input: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, add: 
     """By oneDNN, which computes what follows the product along with it."""
     if add is not None:
         return torch.ops.mkldnn._linear_pointwise.binary(input, add, weight, bias, "add")
-    return _onednn(input, weight, bias, "gelu" if gelu else "none")
+    # The last argument says which GELU: "none" is the exact one, "tanh" an approximation.
+    activation, which = ("gelu", "none") if gelu else ("none", "")
+    return torch.ops.mkldnn._linear_pointwise(input, weight, bias, activation, [], which)
 
 
 def _is_for_onednn(layer: nn.Linear, input: Tensor) -> bool:
@@ -176,50 +163,4 @@ def _is_for_onednn(layer: nn.Linear, input: Tensor) -> bool:
         and input.dtype == torch.float32
         and layer.weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-    )
-
-
-def speed_up(model: nn.Module) -> None:
-    """Lets the linear layers of a model use oneDNN if that is faster here; weights, names and saving stay the same.
-
-    Args:
-        model: Any model; layers of a subclass of ``nn.Linear`` are left alone.
-    """
-    if not onednn_is_faster():
-        return
-    for module in model.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = OneDnnLinear
-
-
-@functools.cache
-def onednn_is_faster() -> bool:
-    """Whether oneDNN beats torch's default on a float32 product and GELU of the usual size, with the same result."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
-    generator = torch.Generator().manual_seed(0)
-    rows, weight = (torch.randn(n, 384, generator=generator) for n in (512, 1536))
-    bias = torch.randn(1536, generator=generator)
-
-    def stock() -> Tensor:
-        return F.gelu(F.linear(rows, weight, bias))
-
-    def other() -> Tensor:
-        return _onednn(rows, weight, bias, "gelu")
-
-    try:
-        with torch.inference_mode():
-            error = float((stock() - other()).abs().max())
-            gain = least_seconds(stock) / least_seconds(other)
-    except RuntimeError as problem:  # this build of torch has a oneDNN without the operation
-        logger.debug("oneDNN is not used: %s", problem)
-        return False
-    logger.debug("oneDNN is %.2f times as fast as torch's default; largest difference %.1e", gain, error)
-    return gain >= _LEAST_GAIN and error <= _LARGEST_ERROR
-
-
-def _onednn(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    # The last argument says which GELU: "none" is the exact one, "tanh" an approximation.
-    return torch.ops.mkldnn._linear_pointwise(
-        input, weight, bias, activation, [], "none" if activation == "gelu" else ""
     )
