@@ -9,11 +9,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from searchr3_embed.embedder import Reasoning, ReasoningEmbedder
+    from searchr3_embed.embedder import ReasoningEmbedder
+    from searchr3_embed.reasoning_trace import Reasoning
 
     __version__: str
 
 __all__ = ["Reasoning", "ReasoningEmbedder", "__version__"]
+_MODULES = {"Reasoning": "reasoning_trace", "ReasoningEmbedder": "embedder"}
 
 
 if not TYPE_CHECKING:  # a type checker that saw this would accept any name
@@ -26,7 +28,7 @@ if not TYPE_CHECKING:  # a type checker that saw this would accept any name
 
             value = version("searchr3-embed")
         else:
-            value = getattr(importlib.import_module("searchr3_embed.embedder"), name)
+            value = getattr(importlib.import_module(f"searchr3_embed.{_MODULES[name]}"), name)
         globals()[name] = value  # the next access is an ordinary one
         return value
 
