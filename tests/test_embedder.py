@@ -336,6 +336,7 @@ def test_threads_share_an_embedder(mini: ReasoningEmbedder) -> None:
         list(pool.map(both, range(16)))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_fork_after_several_threads_computed() -> None:
     code = """

@@ -46,11 +46,11 @@ def test_dir_lists_the_exports_before_they_are_loaded():
     assert set(searchr3_embed.__all__) == {"Reasoning", "ReasoningEmbedder", "__version__"}
 
 
-def test_exports_are_the_classes_of_the_embedder_module():
-    from searchr3_embed import Reasoning, ReasoningEmbedder, embedder
+def test_exports_are_the_classes_of_their_modules():
+    from searchr3_embed import Reasoning, ReasoningEmbedder, embedder, reasoning_trace
 
     assert ReasoningEmbedder is embedder.ReasoningEmbedder
-    assert Reasoning is embedder.Reasoning
+    assert Reasoning is reasoning_trace.Reasoning
 
 
 def test_unknown_attribute_raises():

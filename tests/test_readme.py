@@ -59,8 +59,9 @@ def test_python_snippets_run_and_print_what_they_show(
 def test_snippets_of_the_integrations(readme: Path, capsys: pytest.CaptureFixture[str]) -> None:
     snippets = [body for name, body in BLOCK.findall(readme.read_text(encoding="utf-8")) if name == "python"]
     assert snippets
+    names: dict[str, object] = {}  # a reader goes on with what stands above
     for body in snippets:
-        exec(compile(body, str(readme), "exec"), {})
+        exec(compile(body, str(readme), "exec"), names)
         shown = [line[2:] for lines in SHOWN.findall(body) for line in lines.splitlines()]
         assert capsys.readouterr().out.splitlines() == shown
 

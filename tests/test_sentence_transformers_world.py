@@ -94,6 +94,7 @@ def test_paraphrase_mining(embedder: ReasoningEmbedder) -> None:
     assert score == pytest.approx(float(vectors[0] @ vectors[1]), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_pool_of_two_processes(embedder: ReasoningEmbedder) -> None:
     texts = [*CORPUS.values(), *QUERIES.values()] * 3
     pool = embedder.start_multi_process_pool(["cpu", "cpu"])

@@ -55,6 +55,7 @@ def qwen2(qwen2_checkpoint: Path) -> Iterator[ReasoningEmbedder]:
     yield ReasoningEmbedder(str(qwen2_checkpoint), device="cpu", on_truncate="ignore")
 
 
+@pytest.mark.slow
 def test_all_workloads_are_measured_and_reported(
     setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +138,7 @@ def test_batch_sizes_are_chosen_on_a_sample_of_many_documents(
     assert seen[2:] == [(5, (2, 4), (2, 4))]
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_another_process(setting: Setting) -> None:
     ours = memory.measure(memory.SIDES[0], setting.folder, TEXTS[:3], 2, setting.scratch)
     ids, vectors, _ = memory._run(memory.SIDES[1], setting.folder, TEXTS[:3], 2)
@@ -235,6 +237,7 @@ def test_missing_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_gpu_script_in_miniature(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data", str(data), "--out", str(tmp_path), "--device", "cpu", "--shape", "tiny", "--repeats", "1"]
     assert gpu.main([*options, "--queries", "4", "--batch-sizes", "2", "4"]) == 0

@@ -86,6 +86,7 @@ def tiny(door: Door, mini_checkpoint: Path) -> Any:
     return door.make(model_name=str(mini_checkpoint), device="cpu", max_reasoning_tokens=4)
 
 
+@pytest.mark.slow
 def test_same_text_same_vector_through_every_door(tmp_path: Path) -> None:
     core = ReasoningEmbedder("searchr3", device="cpu")
     queries, documents = core.encode_query(TEXTS), core.encode_document(TEXTS)
