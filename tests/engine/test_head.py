@@ -13,6 +13,7 @@ from torch import nn
 
 from searchr3_embed import ReasoningEmbedder
 from searchr3_embed.engine import head
+from searchr3_embed.engine.cpu import kernels
 
 
 @pytest.fixture
@@ -155,3 +156,12 @@ def test_the_engine_writes_the_same_either_way(
         assert plain.reasoning_ids == rough.reasoning_ids
         assert abs(plain.embedding - rough.embedding).max() < 1e-5
     assert any(result.reasoning_tokens for result in results[True])
+
+
+def test_measuring_draws_no_random_numbers() -> None:
+    # A training measures at its first step; one that goes on after a kill measures again.
+    before = torch.get_rng_state()
+    head.int8_is_faster.__wrapped__()
+    for rows in (1, 64):
+        kernels._fastest_way.__wrapped__(rows)
+    assert torch.equal(torch.get_rng_state(), before)

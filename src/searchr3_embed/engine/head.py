@@ -222,7 +222,8 @@ def _version(decoder: nn.Linear) -> tuple[int, int]:
 def int8_is_faster() -> bool:
     """Whether an 8-bit product for one row is faster here than a float32 one, and as exact as assumed above."""
     # The engine asks in inference mode, whose tensors can't tell whether they changed.
-    with torch.inference_mode(False), torch.no_grad():
+    # Random numbers of whoever asks are left alone: a training that went on after a kill would draw others.
+    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
         decoder = nn.Linear(384, 16384, bias=False)
         # Some processors add pairs of products in 16 bits, which the largest numbers overflow.
         decoder.weight[0] = 1
