@@ -119,22 +119,30 @@ def states_behind(
     return np.stack(states)
 
 
-def moved(stock: Any, vectors: np.ndarray, states: np.ndarray, quiet: Sequence[bool], projection: Any) -> np.ndarray:
-    """The encoder's vectors plus P times the states, brought to length 1 if the pipeline does that.
+def moved(stock: Any, side: Any, vectors: np.ndarray, states: np.ndarray, quiet: Sequence[bool]) -> np.ndarray:
+    """The encoder's vectors plus g P times the states, brought to length 1 if the pipeline does that.
 
     Args:
         stock: The encoder's pipeline.
-        vectors: Its vectors, shape (texts, d).
+        side: The question side, which holds P and says g.
+        vectors: The encoder's vectors, shape (texts, d).
         states: The thinker's, of length 1, shape (texts, hidden size).
         quiet: Where the thinker had nothing to add: there the vector stays.
-        projection: P, a tensor of shape (d, hidden size).
     """
     from sentence_transformers.sentence_transformer.modules import Normalize
 
-    found = vectors + states @ projection.float().cpu().numpy().T
+    gates = shares(side, vectors)
+    found = vectors + gates[:, None] * (states @ side.projection.float().cpu().numpy().T)
     if isinstance(list(stock.children())[-1], Normalize):
         found = found / np.linalg.norm(found, axis=1, keepdims=True)
-    return np.where(np.array(quiet)[:, None], vectors, found)
+    return np.where((np.array(quiet) | (gates == 0))[:, None], vectors, found)
+
+
+def shares(side: Any, vectors: np.ndarray) -> np.ndarray:
+    """By how much each question is moved, from 0 to 1, shape (texts,)."""
+    if side.familiar is None:
+        return np.ones(len(vectors), dtype=np.float32)
+    return np.asarray(side.familiar.shares(torch.from_numpy(vectors)).numpy())
 
 
 def stock_vectors(embedder: ReasoningEmbedder, texts: list[str], kind: str) -> np.ndarray:
@@ -202,7 +210,7 @@ def one_pass_against_two(
             states = forward_states(side.model, turns)
         quiet = [trace.finish_reason == "nothing_to_add" for trace in traces]
         direct = stock_vectors(embedder, queries, "query")
-        twice = moved(embedder, direct, states, quiet, side.projection)
+        twice = moved(embedder, side, direct, states, quiet)
         unmoved = embedder.encode_query(queries, reason=False)
     thought, without = cosines(embeddings(traces), twice), cosines(unmoved, direct)
     return {

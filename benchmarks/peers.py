@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from benchmarks.fidelity import forward_states, moved
+from benchmarks.fidelity import forward_states, moved, shares
 from searchr3_embed.conversation import Conversation
 from searchr3_embed.question_side import ENCODER, QuestionSide
 
@@ -159,14 +159,23 @@ def encode_then_generate(
     Raises:
         NotAvailableError: As in :func:`generate_with_states`.
     """
-    if side.base == ENCODER:
-        read = partial(read_with, stock[0].auto_model)
-        ids, states = generate_with_states(side.model, side.conversation, texts, batch_size, budget, read)
-    else:
-        ids, states = generate_then_embed(side.model, side.conversation, texts, batch_size, budget)
     vectors = np.asarray(stock.encode_query(list(texts), batch_size=batch_size, show_progress_bar=False))
+    # About a question that is foreign to the thinker nothing is written, here as in ours.
+    rows = np.flatnonzero(shares(side, vectors))
+    ids: list[list[int]] = [[] for _ in texts]
+    states = np.zeros((len(texts), side.projection.shape[1]), dtype=np.float32)
+    asked = [texts[row] for row in rows.tolist()]
+    if asked and side.base == ENCODER:
+        read = partial(read_with, stock[0].auto_model)
+        written, found = generate_with_states(side.model, side.conversation, asked, batch_size, budget, read)
+    elif asked:
+        written, found = generate_then_embed(side.model, side.conversation, asked, batch_size, budget)
+    if asked:
+        states[rows] = found
+        for row, one in zip(rows, written, strict=True):
+            ids[row] = one
     most = side.conversation.check_budget(budget)
-    return ids, moved(stock, vectors, states, [most > 0 and not row for row in ids], side.projection)
+    return ids, moved(stock, side, vectors, states, [most > 0 and not row for row in ids])
 
 
 def read_with(encoder: Any, ids: Tensor, mask: Tensor) -> DynamicCache:

@@ -19,6 +19,7 @@ from benchmarks import cells, gpu, memory, peers, profiling, steered, timing, wo
 from benchmarks.setting import Setting, Sizes
 from searchr3_embed import ReasoningEmbedder
 from searchr3_embed.engine import forward
+from searchr3_embed.question_side import Familiar
 from tests.training.toy_set import write_beir
 
 SIZES = Sizes(
@@ -116,9 +117,16 @@ def test_the_peer_of_a_thinker_ends_as_ours(thinker_checkpoint: Path) -> None:
     texts = [*TEXTS, *(word for text in TEXTS for word in text.split()), *"abcdefghijklmnopqrstuvwxyz"]
     traces = embedder.reason(texts)
     assert {trace.finish_reason for trace in traces} == {"nothing_to_add", "embed_token", "length"}
-    ids, vectors = peers.encode_then_generate(stock, side, texts, 8)
-    assert ids == [trace.reasoning_ids for trace in traces]
-    np.testing.assert_allclose(vectors, np.stack([trace.embedding for trace in traces]), atol=1e-5)
+    # And behind a gate that leaves some alone, moves some by a part, and others in full.
+    direct = embedder.encode_query(texts, reason=False, normalize_embeddings=True)
+    nearest = (direct @ direct[:3].T).max(axis=1)
+    gate = Familiar(torch.from_numpy(direct[:3]), *(float(np.quantile(nearest, share)) for share in (0.3, 0.8)))
+    for familiar in (None, gate):
+        embedder.question_side = dataclasses.replace(side, familiar=familiar)
+        traces = embedder.reason(texts)
+        ids, vectors = peers.encode_then_generate(stock, embedder.question_side, texts, 8)
+        assert ids == [trace.reasoning_ids for trace in traces]
+        np.testing.assert_allclose(vectors, np.stack([trace.embedding for trace in traces]), atol=1e-5)
 
 
 def test_batch_sizes_are_chosen_on_a_sample_of_many_documents(
